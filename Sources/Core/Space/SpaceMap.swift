@@ -1,11 +1,33 @@
-/// Which blocks of all volumes are in use, reserved, or waiting to become free: the allocator.
+// Which blocks of all volumes are in use, reserved, or waiting to become free: the allocator.
+//
+// What is durable is the space tree (Format/SpaceFormat.swift). In memory are eight bytes for each
+// allocation group that was ever used, and the bitmaps of the chunks that are being worked on
+// (ChunkTable.swift, with the states of a block). All changes follow one cycle:
+//
+//     noteAllocated, noteReleased, takeNode, releaseNode     any number, as the maps change
+//     commit()            every changed bitmap is stored in the space tree, to the fixpoint
+//     (the engine writes the tree's dirty nodes, flushes, writes the root, flushes)
+//     rootDurable()       what was released before that commit can be handed out again, or is
+//                         punched first: nextPunch(), punchDone()
+//
+// allocateRun, returnRun, reserve and the backing calls may come at any time in between: they
+// change only what is in memory. Notes that come between commit and rootDurable belong to the next
+// cycle.
+//
+// Calls that can wait throw before they have changed anything that matters, and are called again.
+// A `.backing` that is thrown must be carried out like a range of `nextBacking`, and answered by
+// `backingDone` or `backingFailed`; until then the same range is thrown again.
+//
+// Files: SpaceMap (figures, opening, loading), SpaceTransitions (states of blocks), SpaceAllocate
+// (choosing runs), SpaceNodes (metadata nodes), SpaceCommit (checkpoint, punch), Backing.
+
 package final class SpaceMap {
   /// Limits and tunables, fixed at start.
   package struct Configuration: Sendable {
     /// The unit whose groups are handed out.
     package var unit: UInt8 = 0
     /// Chunks in memory (3 KiB each) beyond which clean ones are dropped and a checkpoint is asked
-    /// for; chunks that can't be dropped may exceed it.
+    /// for; chunks that can't be dropped may exceed it. At least 64.
     package var chunkLimit = 4096
     /// Metadata reserve: this part (in 1/1,000) of the effective capacity ...
     package var reservePerMille = 30
@@ -18,125 +40,154 @@ package final class SpaceMap {
     package init() {}
   }
 
-  package init(_ configuration: Configuration = .init()) { invariantBroken("skeleton") }
+  let configuration: Configuration
+  /// What groups of this unit carry as owner.
+  let owner: UInt8
+  private(set) var volumes: [VolumeSpace] = []
+  private(set) var store: (any ChunkStore)?
+  private(set) var isOpen = false
+  private var openCursor = SpaceKey.groups(volume: 0, page: 0)
+
+  var table = ChunkTable()
+  /// Chunks whose `isDirty` is set, each once; pages and totals likewise.
+  var dirtyChunks: [Int32] = []
+  var dirtyPages: [SpaceKey] = []
+  var totalsAreDirty = false
+
+  // Sums over the volumes.
+  package private(set) var total = 0
+  package var used = 0
+  package var metadata = 0
+  package var reserved = 0
+  package var releasedPending = 0
+  package var backedFree = 0
+  /// Blocks that stay marked as used because their bitmap is damaged; found again by a check.
+  package var leaked = 0
+
+  /// Released blocks whose chunk was not in memory.
+  var deltas: [BlockRun] = []
+  /// Blocks in state held that wait for a durable root; the first `committedReleases` entries are
+  /// part of the last commit.
+  var releases: [BlockRun] = []
+  var committedReleases = 0
+  var punches: [BlockRun] = []
+  var punchHead = 0
+  var nodes = NodeStash()
+  /// Where values are encoded.
+  let scratch = AlignedMemory(bytes: blockSize)
+
+  package init(_ configuration: Configuration = .init()) {
+    invariant(configuration.chunkLimit >= 64, "fewer than 64 chunks can't serve a commit")
+    invariant(configuration.unit < 255, "unit numbers end at 254")
+    self.configuration = configuration
+    owner = configuration.unit + 1
+  }
 
   // MARK: Opening
 
   /// Takes volume `index` (the next number) into service; before `open`, or at any time later.
   package func addVolume(_ index: Int, _ description: DeviceDescription) {
-    invariantBroken("skeleton")
+    invariant(index == volumes.count && index < 1 << 16, "volume \(index) is not the next one")
+    let volume = VolumeSpace(index: index, description)
+    volumes.append(volume)
+    total += volume.capacity
+    backedFree += volume.available
   }
 
   /// Names the space tree; before `open`.
-  package func attach(_ store: any ChunkStore) { invariantBroken("skeleton") }
+  package func attach(_ store: any ChunkStore) {
+    invariant(self.store == nil, "a space map has one store")
+    self.store = store
+  }
 
   /// Reads the group words; to be called again after each wait. Throws `.damaged(.none)` when
-  /// they contradict the volumes or the totals. Nothing to read in a new pool.
-  package func open() throws(SpaceWait) { invariantBroken("skeleton") }
+  /// they contradict the volumes or the totals: the pool needs a check with repair. Nothing is
+  /// read in a new pool. New metadata goes near `metadata`, the root of the space tree.
+  package func open(metadata root: NodePointer = .none) throws(SpaceWait) {
+    invariant(!isOpen, "a space map is opened once")
+    while let entry = try backend.entry(from: openCursor), entry.key.hi == 0 {
+      try readPage(entry.key, entry.value)
+      openCursor = SpaceKey(hi: 0, lo: entry.key.lo + 1)
+    }
+    if let totals = try backend.value(.totals) {
+      guard totals.count == SpaceFormat.totalsBytes, let p = totals.baseAddress,
+        p.u64(0) == UInt64(used), p.u64(8) <= p.u64(0)
+      else { throw .damaged(.none) }
+      metadata = Int(p.u64(8))
+    } else if used != 0 {
+      throw .damaged(.none)
+    }
+    nodes.first = root.first
+    nodes.second = root.second
+    isOpen = true
+  }
 
-  // MARK: Figures, in blocks, all O(1)
+  private func readPage(
+    _ key: SpaceKey, _ value: UnsafeRawBufferPointer
+  ) throws(SpaceWait) {
+    let volumeIndex = Int(key.lo >> 48)
+    let firstGroup = Int(key.lo & 0xFFFF_FFFF_FFFF) * SpaceFormat.groupsPerPage
+    guard volumeIndex < volumes.count, firstGroup < volumes[volumeIndex].groupCount,
+      value.count == SpaceFormat.pageBytes, let p = value.baseAddress
+    else { throw .damaged(.none) }
+    let volume = volumes[volumeIndex]
+    // Checked as a whole first: the call is repeated after a wait, but never after damage.
+    for i in 0..<SpaceFormat.groupsPerPage {
+      let word = GroupWord(raw: p.u32(i * 4))
+      guard word.owner != 0 || word == .unused,
+        word.owner == 0 || firstGroup + i < volume.groupCount,
+        word.free <= volume.capacity(ofGroup: firstGroup + i)
+      else { throw .damaged(.none) }
+    }
+    for i in 0..<SpaceFormat.groupsPerPage {
+      let word = GroupWord(raw: p.u32(i * 4))
+      if word.owner != 0 { takeGroup(volume, firstGroup + i, word) }
+    }
+  }
 
-  /// Capacity of all volumes, without labels.
-  package var total: Int { invariantBroken("skeleton") }
-  /// What the maps refer to as of the changes applied so far.
-  package var used: Int { invariantBroken("skeleton") }
-  /// Of `used`, the copies of metadata nodes.
-  package var metadata: Int { invariantBroken("skeleton") }
-  /// Runs handed out and not yet referred to.
-  package var reserved: Int { invariantBroken("skeleton") }
-  /// Freed, but waiting for a durable root or for the punch.
-  package var releasedPending: Int { invariantBroken("skeleton") }
-  /// Can be allocated at once: free, and backed by the file system.
-  package var backedFree: Int { invariantBroken("skeleton") }
-  /// Of `backedFree`, what only metadata may take.
-  package var metadataReserve: Int { invariantBroken("skeleton") }
+  /// Takes a group as the space tree has it into the counters.
+  private func takeGroup(_ volume: VolumeSpace, _ g: Int, _ word: GroupWord) {
+    let inUse = volume.capacity(ofGroup: g) - word.free
+    let before = volume.group(g).available
+    let after = volume.isSparse || word.owner != owner ? 0 : word.free
+    volume.updateGroup(g) {
+      $0.free = word.free
+      $0.owner = word.owner
+    }
+    volume.addAvailable(after - before, group: g)
+    backedFree += after - before
+    volume.used += inUse
+    used += inUse
+    if word.owner != owner { volume.foreign += word.free }
+  }
+
+  // MARK: Figures, in blocks; all but the last two are O(1)
+
+  /// Capacity less the blocks that file systems may not have any more.
+  var effectiveCapacity: Int { used + reserved + releasedPending + backedFree }
+
+  /// Of `backedFree`, what only metadata may take (R22).
+  package var metadataReserve: Int {
+    let share = effectiveCapacity / 1000 * configuration.reservePerMille
+    let least = min(configuration.reserveMinimum, total / 4)
+    return min(max(share, least), configuration.reserveMaximum)
+  }
+
   /// What new homes may take now: `backedFree` less the reserve.
-  package var available: Int { invariantBroken("skeleton") }
-  /// Free blocks that more backing may turn into `backedFree`; 0 when every file system is full.
-  package var backable: Int { invariantBroken("skeleton") }
+  package var available: Int { max(0, backedFree - metadataReserve) }
+
   /// Memory is getting short: end the cycle soon and take a checkpoint.
-  package var wantsCheckpoint: Bool { invariantBroken("skeleton") }
-
-  // MARK: Runs
-
-  /// Up to `want` (at most 8,192) contiguous free backed blocks, marked as reserved; at least
-  /// `minimum`.
-  ///
-  /// `near` is the block wanted first, usually the one right behind the disk's last run: it is
-  /// tried first, then its chunk, its group, and then the volume with most free space. Never
-  /// takes from the metadata reserve. Throws `.backing` when only blocks without backing are
-  /// left; nil: no space.
-  package func allocateRun(
-    near: BlockAddress?, want: Int, minimum: Int
-  ) throws(SpaceWait) -> BlockRun? { invariantBroken("skeleton") }
-
-  /// Gives a reserved run, or an unused part of one, back: allocatable again at once.
-  package func returnRun(_ run: BlockRun) { invariantBroken("skeleton") }
-
-  /// The same for a range that was never mapped, of any length (a large write that failed).
-  package func cancelReservation(_ address: BlockAddress, _ count: Int) {
-    invariantBroken("skeleton")
+  package var wantsCheckpoint: Bool {
+    table.count > configuration.chunkLimit || releases.count + deltas.count > 1 << 18
   }
 
-  /// Recovery (R17): reserves blocks that a large write of the log was put into. False, and
-  /// nothing changed, when one of them is not free: the log and the space tree contradict.
-  package func reserve(_ address: BlockAddress, _ count: Int) throws(SpaceWait) -> Bool {
-    invariantBroken("skeleton")
+  /// Free blocks that more backing may turn into `backedFree`; 0 when every file system is full.
+  package var backable: Int {
+    var n = 0
+    for v in volumes where v.isSparse && !v.backing.isFull { n += v.unbacked }
+    return n
   }
 
-  // MARK: Changes of a checkpoint
-
-  /// The maps refer to these reserved blocks now; part of the next checkpoint.
-  package func noteAllocated(_ address: BlockAddress, _ count: Int) {
-    invariantBroken("skeleton")
-  }
-
-  /// The maps refer to these blocks no more; part of the next checkpoint. They stay busy until
-  /// its root is durable, and until the punch is done where there is one.
-  package func noteReleased(_ address: BlockAddress, _ count: Int) { invariantBroken("skeleton") }
-
-  /// Works off what `noteReleased` queued; to be called again after each wait.
-  package func applyDeltas() throws(SpaceWait) { invariantBroken("skeleton") }
-
-  /// Stores every change in the space tree; to be called again after each wait. Afterwards only
-  /// tree nodes are left to write. Call it again when nodes were given new addresses later.
-  package func commit() throws(SpaceWait) { invariantBroken("skeleton") }
-
-  /// The root of the last `commit` is durable on every volume: what was released before that
-  /// commit is free, or goes to the punch queue.
-  package func rootDurable() { invariantBroken("skeleton") }
-
-  // MARK: Punch queue
-
-  /// The next freed range to discard on its device, nil when there is none. At most 32 MiB.
-  package func nextPunch() -> DeviceRange? { invariantBroken("skeleton") }
-
-  /// The discard ended; with an error the blocks are free all the same.
-  package func punchDone(_ range: DeviceRange, error: Int32) { invariantBroken("skeleton") }
-
-  // MARK: Backing (R23)
-
-  /// The next range of a sparse file to allocate so that `target` blocks are `available`; nil
-  /// when they are, or when the file systems have no more. One at a time for each volume.
-  package func nextBacking(target: Int) throws(SpaceWait) -> DeviceRange? {
-    invariantBroken("skeleton")
-  }
-  package func backingDone(_ range: DeviceRange) { invariantBroken("skeleton") }
-  package func backingFailed(_ range: DeviceRange, error: Int32) { invariantBroken("skeleton") }
-  /// Forget that file systems were full: something was deleted there, or some time has passed.
-  package func spaceMayHaveReturned() { invariantBroken("skeleton") }
-
-  // MARK: Metadata nodes (NodeAllocator)
-
-  /// Makes sure that `takeNode` can be called `count` times.
-  package func prepareNodes(_ count: Int) throws(SpaceWait) { invariantBroken("skeleton") }
-  /// Addresses for the two copies of a metadata node, in use from now on.
-  package func takeNode() -> (BlockAddress, BlockAddress) { invariantBroken("skeleton") }
-  /// The node is not needed by the next checkpoint.
-  package func releaseNode(_ first: BlockAddress, _ second: BlockAddress) {
-    invariantBroken("skeleton")
-  }
-
-  /// Compares counters with the bitmaps in memory; stops the process when they differ.
-  package func verify() { invariantBroken("skeleton") }
+  /// Whether a file system that holds a volume had no more space.
+  package var isBackingFull: Bool { volumes.contains { $0.isSparse && $0.backing.isFull } }
 }
