@@ -24,7 +24,7 @@ extension SpaceMap {
   }
 
   /// Addresses for the two copies of a metadata node, in use from now on.
-  package func takeNode() -> (BlockAddress, BlockAddress) {
+  package func takeNode() -> (first: BlockAddress, second: BlockAddress) {
     invariant(nodes.count > 0, "a node is taken that was not prepared")
     let pair = nodes.pairs[nodes.head]
     nodes.head += 1
