@@ -36,7 +36,9 @@ private final class SpaceModel {
     self.missRate = missRate
     random = SeededRandom(seed: seed)
     blocks = descriptions.map { Array(repeating: .free, count: Int($0.size / 4096)) }
-    for v in blocks.indices { blocks[v].replaceSubrange(0..<512, with: repeatElement(.used, count: 512)) }
+    for v in blocks.indices {
+      blocks[v].replaceSubrange(0..<512, with: repeatElement(.used, count: 512))
+    }
     durableBlocks = blocks
     files = descriptions.map { ToyFile(blocks: Int($0.size / 4096), budget: budget) }
     map = SpaceMap(configuration)
@@ -230,7 +232,8 @@ private final class SpaceModel {
       let at = Int(random.below(UInt64(blocks[v].count)))
       let count = 1 + Int(random.below(300))
       let address = BlockAddress(volume: v, block: UInt64(at))
-      let isFree = at + count <= blocks[v].count
+      let isFree =
+        at + count <= blocks[v].count
         && blocks[v][at..<at + count].allSatisfy { $0 == .free }
       // Backed all over, because a large write was put there before its record was logged.
       if isFree && descriptions[v].isSparseFile {

@@ -132,8 +132,7 @@ extension SpaceMap {
         let chunk = g * SpaceFormat.chunksPerGroup + volume.backing.unit / unitsPerChunk
         if chunk >= volume.chunkCount { break }
         let slot = try load(volume, chunk)
-        if let unit = firstUnbacked(slot, from: volume.backing.unit % unitsPerChunk)
-        {
+        if let unit = firstUnbacked(slot, from: volume.backing.unit % unitsPerChunk) {
           volume.backing.unit = volume.backing.unit / unitsPerChunk * unitsPerChunk + unit
           return begin(volume, slot, unit, units: volume.backing.attempt)
         }
@@ -255,11 +254,13 @@ extension SpaceMap {
     }
   }
 
-  /// Something became free in a group: the search looks through it again.
+  /// Something became free in a group: the search looks through it again, and before others.
   func unsettleBacking(_ volume: VolumeSpace, _ g: Int) {
     guard volume.isSparse else { return }
     volume.updateGroup(g) { $0.isBackingSettled = false }
-    if volume.backing.group == g { volume.backing.unit = 0 }
+    if let current = volume.backing.group, g <= current || volume.group(current).owner == 0 {
+      volume.backing.restart()
+    }
     volume.backing.reconsider()
   }
 

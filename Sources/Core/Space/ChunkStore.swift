@@ -5,7 +5,9 @@
 package protocol ChunkStore: AnyObject {
   func value(_ key: SpaceKey) throws(SpaceWait) -> UnsafeRawBufferPointer?
   /// The entry with the smallest key at or behind `key`.
-  func entry(from key: SpaceKey) throws(SpaceWait) -> (key: SpaceKey, value: UnsafeRawBufferPointer)?
+  func entry(from key: SpaceKey) throws(SpaceWait) -> (
+    key: SpaceKey, value: UnsafeRawBufferPointer
+  )?
   /// Inserts or replaces. Calls back into the space map for node addresses.
   func put(_ key: SpaceKey, _ value: UnsafeRawBufferPointer) throws(SpaceWait)
 }

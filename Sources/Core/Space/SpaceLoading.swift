@@ -9,7 +9,8 @@ extension SpaceMap {
   /// The slot of a chunk that must be in memory because it has reserved, held or changed blocks.
   func residentSlot(_ key: UInt64, _ what: StaticString) -> Int {
     guard let slot = table.find(key) else {
-      invariantBroken("\(what): chunk \(key & 0xFFFF_FFFF_FFFF) of volume \(key >> 48) is not loaded")
+      invariantBroken(
+        "\(what): chunk \(key & 0xFFFF_FFFF_FFFF) of volume \(key >> 48) is not loaded")
     }
     return slot
   }
@@ -33,10 +34,8 @@ extension SpaceMap {
         key: key, first: UInt16(bounds.first), end: UInt16(bounds.end), isSparse: volume.isSparse))
     if let stored, let from = stored.baseAddress {
       let words = table.used(slot)
-      for w in 0..<SpaceFormat.chunkBlocks / 64 {
-        words[w] = from.u64(w * 8)
-        table.infos[slot].used += UInt16(words[w].nonzeroBitCount)
-      }
+      for w in 0..<SpaceFormat.chunkBlocks / 64 { words[w] = from.u64(w * 8) }
+      table.infos[slot].used = UInt16(countBits(stored))
     }
     if !volume.isSparse && !isForeign(volume.group(table.infos[slot].group)) {
       let info = table.infos[slot]
@@ -57,8 +56,22 @@ extension SpaceMap {
     if group.owner == 0 || group.free == volume.capacity(ofGroup: g) { return nil }
     let key = SpaceKey.chunk(volume: volume.index, chunk: UInt64(chunk))
     guard let stored = try backend.value(key) else { return nil }
-    try check(stored, volume.bounds(ofChunk: chunk))
+    let bounds = volume.bounds(ofChunk: chunk)
+    try check(stored, bounds)
+    // What the group word says must hold for the chunk alone at least.
+    let inUse = countBits(stored)
+    let mayBeFree = volume.isSparse || isForeign(group) ? group.free : group.available
+    guard inUse <= volume.capacity(ofGroup: g) - group.free,
+      bounds.end - bounds.first - inUse <= mayBeFree
+    else { throw .damaged(.none) }
     return stored
+  }
+
+  private func countBits(_ bitmap: UnsafeRawBufferPointer) -> Int {
+    guard let p = bitmap.baseAddress else { return 0 }
+    var n = 0
+    for w in 0..<SpaceFormat.chunkBlocks / 64 { n += p.u64(w * 8).nonzeroBitCount }
+    return n
   }
 
   /// A bitmap has its size and no bits outside of its bounds.
@@ -116,6 +129,7 @@ extension SpaceMap {
     where other != chunk {
       lost -= try availableBlocks(volume, other)
     }
+    lost = max(0, lost)
     makeRoom()
     let key = UInt64(volume.index) << 48 | UInt64(chunk)
     let slot = table.add(ChunkInfo(key: key, first: 0, end: 0, isSparse: volume.isSparse))
@@ -134,11 +148,8 @@ extension SpaceMap {
     if volume.isSparse { return 0 }
     do throws(SpaceWait) {
       let bounds = volume.bounds(ofChunk: chunk)
-      var inUse = 0
-      if let stored = try storedBitmap(volume, chunk), let p = stored.baseAddress {
-        for w in 0..<SpaceFormat.chunkBlocks / 64 { inUse += p.u64(w * 8).nonzeroBitCount }
-      }
-      return bounds.end - bounds.first - inUse
+      let stored = try storedBitmap(volume, chunk)
+      return bounds.end - bounds.first - (stored.map(countBits) ?? 0)
     } catch {
       guard case .damaged = error else { throw error }
       return 0

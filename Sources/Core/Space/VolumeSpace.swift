@@ -98,7 +98,8 @@ final class VolumeSpace {
     blocks = min(description.size / UInt64(blockSize), 1 << 48)
     isSparse = description.isSparseFile
     punches = description.canDiscard
-    groupCount = Int(roundUp(blocks, to: UInt64(SpaceFormat.groupBlocks)))
+    groupCount =
+      Int(roundUp(blocks, to: UInt64(SpaceFormat.groupBlocks)))
       / SpaceFormat.groupBlocks
     available = 0
     if !isSparse { available = capacity }
