@@ -1,0 +1,3 @@
+package final class BlockCache {
+  package init(bytes: Int) {}
+}
