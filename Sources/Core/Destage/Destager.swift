@@ -55,8 +55,6 @@ package final class Destager {
   package private(set) var cycles: UInt64 = 0
   /// Progress in work units, for back-pressure: grows with every block moved and node written.
   package private(set) var progress: UInt64 = 0
-  /// Cause of a stall that time may mend (no space, device gone), for status; nil when none.
-  package private(set) var stall: SpaceWait?
   private(set) package var isWaitingForDevice = false
   private var retryAt: UInt64 = 0
   private var now: UInt64 = 0
@@ -74,9 +72,12 @@ package final class Destager {
 
   /// Blocks that the cycle has still to move, roughly.
   package var remainingWork: Int {
-    isIdle ? 0 : max(0, pool.index.count - sweptApproximately) + pool.store.dirtyCount + 64
+    if isIdle { return 0 }
+    let left = sweepEnded ? 0 : max(0, workAtStart - Int(destagedBlocks - destagedAtStart))
+    return left + pool.store.dirtyCount + 64
   }
-  private var sweptApproximately: Int { sweepEnded ? pool.index.count : 0 }
+  private var workAtStart = 0
+  private var destagedAtStart: UInt64 = 0
 
   /// Whether there is anything that a cycle would do.
   package var hasWork: Bool {
@@ -149,11 +150,14 @@ package final class Destager {
     sweepEnded = false
     visited.removeAll(keepingCapacity: true)
     batch.clear()
+    workAtStart = pool.index.blocksLogged
+    destagedAtStart = destagedBlocks
     phase = .structural
     return true
   }
 
   private func applyStructural() throws(SpaceWait) -> Bool {
+    try recordVolumes()
     let limit = pool.fault == .checkpointNotExactPrefix ? FrameSequence.max : cut
     for _ in 0..<32 {
       if try !pool.catalog.applyNext(upTo: limit) {
@@ -161,9 +165,20 @@ package final class Destager {
         return true
       }
     }
-    try spillIfNeeded()
+    spillIfNeeded()
     return true
   }
+
+  /// Enters volumes that the catalog does not have yet, new ones and those of a new pool.
+  private func recordVolumes() throws(SpaceWait) {
+    let volumes = pool.configuration.volumes
+    while volumesRecorded < volumes.count {
+      try pool.catalog.record(
+        volumes[volumesRecorded], index: volumesRecorded)
+      volumesRecorded += 1
+    }
+  }
+  private var volumesRecorded = 0
 
   // MARK: Sweep
 
@@ -214,7 +229,7 @@ package final class Destager {
       let start = IndexKey(raw: max(entry.key.raw, cursor.raw))
       visit(disk)
       let next = try map.removeSome(
-        start.block, entry.end - start.raw, maxLeaves: 8, released: released(disk))
+        start.block, count: entry.end - start.raw, maxLeaves: 8, released: released(disk))
       let done = next.raw - start.block.raw
       pool.account(pool.index.remove(from: start, length: done), disk)
       cursor = IndexKey(raw: start.raw + done)
@@ -285,7 +300,8 @@ package final class Destager {
     let release = released(disk)
     try checksums.span.withUnsafeBufferPointer { (all) throws(SpaceWait) in
       try map.assign(
-        block, address, UnsafeBufferPointer(rebasing: all[..<count]), birth: pool.nextInstant,
+        block, to: address, checksums: UnsafeBufferPointer(rebasing: all[..<count]),
+        birth: pool.nextInstant,
         released: release)
     }
     disk.record!.usedBlocks += UInt64(count)
@@ -313,10 +329,10 @@ package final class Destager {
       disk.run = run
       disk.runLength = min(disk.runLength * 2, 4096)
     }
-    let home = disk.run!.start
+    let home = disk.run!.address
     disk.lastHome = home
     disk.run!.count -= 1
-    disk.run!.start = home + 1
+    disk.run!.address = home + 1
     if disk.run!.count == 0 { disk.run = nil }
     return home
   }
@@ -431,6 +447,13 @@ package final class Destager {
     retryAt = now + 1_000_000_000
   }
 
+  /// No space for a home that was promised one: a file system filled from outside. The cycle goes
+  /// on when some is found (R23).
+  package func waitForSpace(now: UInt64) {
+    isWaitingForDevice = true
+    retryAt = now + 100_000_000
+  }
+
   /// New homes for the blocks of a transfer whose homes can't be written; all or none.
   private func relocate(_ transfer: DestageTransfer) -> Bool {
     guard
@@ -440,7 +463,7 @@ package final class Destager {
       let i = batch.byTarget[transfer.first + k]
       if batch.items[i].isNew { pool.space.cancelReservation(batch.items[i].target, 1) }
       batch.items[i].isNew = true
-      batch.items[i].target = run.start + UInt64(k)
+      batch.items[i].target = run.address + UInt64(k)
     }
     return true
   }
@@ -507,19 +530,27 @@ package final class Destager {
 
   // MARK: Maps, deleted objects
 
-  /// Writes out the maps that were changed and enters their roots into the catalog.
+  /// Writes out the maps that were changed and enters their roots into the catalog. A disk that
+  /// was deleted behind the cut still is in the catalog as of the cut, and takes part.
   private func finishMaps() throws(SpaceWait) -> Bool {
+    var isDirty = false
+    for slot in visited {
+      guard let tree = pool.disks[slot]?.map?.tree, tree.isDirty else { continue }
+      isDirty = true
+      issueNodeWrites(only: tree)
+    }
+    if isDirty { return false }
     while let slot = visited.last {
-      if let disk = pool.disks[slot], !disk.isDeleted, let map = disk.map, let record = disk.record {
-        guard writeTree(map.tree) else { return false }
+      if let disk = pool.disks[slot], let tree = disk.map?.tree, let record = disk.record {
+        let nodes = UInt64(Int64(record.metadataBlocks) + 2 * Int64(tree.takeNodeDelta()))
+        disk.record!.map = tree.root
+        disk.record!.metadataBlocks = nodes
         try pool.catalog.update(disk.object) {
-          $0.map = map.tree.root
+          $0.map = tree.root
           $0.usedBlocks = record.usedBlocks
           $0.exclusiveBlocks = record.exclusiveBlocks
-          $0.metadataBlocks = UInt64(map.tree.nodeCount) * 2
+          $0.metadataBlocks = nodes
         }
-        disk.record!.map = map.tree.root
-        disk.record!.metadataBlocks = UInt64(map.tree.nodeCount) * 2
         if disk.connections == 0, let run = disk.run {
           pool.space.returnRun(run)
           disk.run = nil
@@ -527,13 +558,14 @@ package final class Destager {
       }
       visited.removeLast()
     }
-    try spillIfNeeded()
+    spillIfNeeded()
     phase = sweepEnded ? .deleted : .sweep
     return true
   }
 
   /// Frees the space of deleted objects, a bounded part of it in each cycle.
   private func freeDeleted() throws(SpaceWait) -> Bool {
+    if isDeletedSuspended { return try suspendDeleted() }
     for _ in 0..<4 {
       if deletedTree == nil {
         guard let object = try pool.catalog.nextDeleted() else {
@@ -546,14 +578,14 @@ package final class Destager {
         }
         deletedTree = (
           object,
-          Tree(store: pool.store, kind: .map, owner: object, root: record.map,
-            branchInstant: record.branchInstant), record
+          Tree(store: pool.store, kind: .extents, owner: object, root: record.map,
+            branchInstant: record.branchInstant, birth: pool.nextInstant), record
         )
       }
       guard let (object, tree, record) = deletedTree else { break }
       let space = pool.space
       var freed = 0
-      let isEmpty = try ExtentMap(tree).prune(maxNodes: 64) { address, count, birth in
+      let isEmpty = try ExtentMap(tree: tree).prune(maxLeaves: 64) { address, count, birth in
         freed += count
         if birth > record.branchInstant { space.noteReleased(address, count) }
       }
@@ -573,13 +605,22 @@ package final class Destager {
     return true
   }
 
+  private var isDeletedSuspended = false
+
   /// The rest of a deleted object's map waits for the next cycle.
   private func suspendDeleted() throws(SpaceWait) -> Bool {
     guard let (object, tree, record) = deletedTree else { return true }
-    guard writeTree(tree) else { return false }
+    if tree.isDirty {
+      issueNodeWrites(only: tree)
+      isDeletedSuspended = true
+      return false
+    }
+    isDeletedSuspended = false
+    let nodes = UInt64(Int64(record.metadataBlocks) + 2 * Int64(tree.nodeDelta))
     try pool.catalog.update(object) {
       $0.map = tree.root
       $0.usedBlocks = record.usedBlocks
+      $0.metadataBlocks = nodes
     }
     deletedTree = nil
     phase = .commit
@@ -588,40 +629,42 @@ package final class Destager {
 
   // MARK: Metadata
 
-  /// Writes out all dirty nodes of a tree; true when its root pointer is final.
-  private func writeTree(_ tree: Tree) -> Bool {
-    while tree.isDirty {
-      guard issueNodeWrites() else { return false }
-    }
-    return true
-  }
-
-  private func spillIfNeeded() throws(SpaceWait) {
+  /// Writes some dirty nodes out early, so that what is dirty stays bounded.
+  private func spillIfNeeded() {
     guard pool.store.needsSpill else { return }
     pool.paths.hit(.nodeSpill)
-    _ = issueNodeWrites()
+    issueNodeWrites(only: nil)
   }
 
-  /// Issues writes of nodes that have no dirty child; false when none could be issued now.
-  private func issueNodeWrites() -> Bool {
-    let room = 64 - outstandingNodes
-    guard room > 0 else { return false }
-    var writes: [NodeWrite] = []
-    pool.store.writeback(into: &writes, limit: room)
-    guard !writes.isEmpty else { return false }
-    for write in writes {
+  /// Issues writes of nodes that have no dirty child, of one tree or of all, as far as there is
+  /// room; their parents follow when they are done.
+  private func issueNodeWrites(only tree: Tree?) {
+    let room = Self.nodesInFlight - outstandingNodes
+    guard room > 0 else { return }
+    nodeScratch.removeAll(keepingCapacity: true)
+    pool.store.writeback(into: &nodeScratch, limit: room, only: tree)
+    for write in nodeScratch {
       let index = freeNodeWrites.popLast() ?? nodeWrites.count
-      if index == nodeWrites.count { nodeWrites.append(nil) }
+      if index == nodeWrites.count {
+        nodeWrites.append(nil)
+        nodeCopiesLeft.append(0)
+      }
       nodeWrites[index] = write
       outstandingNodes += 1
       nodeCopiesLeft[index] = 2
       issueNodeCopy(index, 0)
       issueNodeCopy(index, 1)
     }
-    return true
   }
+  /// Makes room in the cache: writes out what is dirty.
+  package func spill() {
+    pool.paths.hit(.nodeSpill)
+    issueNodeWrites(only: nil)
+  }
+  private static let nodesInFlight = 128
+  private var nodeScratch: [NodeWrite] = []
   private var outstandingNodes = 0
-  private var nodeCopiesLeft: [Int: Int] = [:]
+  private var nodeCopiesLeft: [Int] = []
 
   private func issueNodeCopy(_ index: Int, _ copy: Int) {
     let write = nodeWrites[index]!
@@ -632,15 +675,14 @@ package final class Destager {
   }
 
   package func nodeWriteCompleted(_ token: Int, error: Int32) {
-    let (index, copy) = (token >> 1, token & 1)
+    let index = token >> 1
     if error != 0 {
       pool.ioErrors += 1
       failedNodeCopies.append(token)
       waitForDevice()
       return
     }
-    _ = copy
-    nodeCopiesLeft[index]! -= 1
+    nodeCopiesLeft[index] -= 1
     if nodeCopiesLeft[index] == 0 {
       pool.store.writebackDone(nodeWrites[index]!)
       nodeWrites[index] = nil
@@ -658,10 +700,8 @@ package final class Destager {
   }
 
   private func writeNodes() throws(SpaceWait) -> Bool {
-    while pool.store.dirtyCount > 0 {
-      guard issueNodeWrites() else { return false }
-    }
-    guard outstandingNodes == 0 else { return false }
+    if pool.store.dirtyCount > 0 { issueNodeWrites(only: nil) }
+    guard pool.store.dirtyCount == 0, outstandingNodes == 0 else { return false }
     durableGoal = pool.log.appliedSequence
     if pool.log.durableSequence < durableGoal { pool.log.requestSync() }
     phase = .logDurable
@@ -756,8 +796,7 @@ package final class Destager {
     pool.log.release(upTo: cutPosition)
     pool.catalog.dropOverlay(upTo: cut)
     pool.space.rootDurable()
-    pool.store.checkpoint = rootToWrite.checkpoint + 1
-    pool.store.birth = pool.nextInstant
+    pool.store.beginCheckpoint(rootToWrite.checkpoint + 1)
     relocateAll = false
     cycles += 1
     for slot in 0..<UInt32(pool.disks.slotCount) {
@@ -768,7 +807,9 @@ package final class Destager {
   }
 
   /// Tries again what a device refused, once its time has come.
-  package func retryFailed() {
+  package func retryFailed(now: UInt64) {
+    guard isWaitingForDevice, now >= retryAt else { return }
+    isWaitingForDevice = false
     let nodes = failedNodeCopies
     failedNodeCopies.removeAll()
     for token in nodes { issueNodeCopy(token >> 1, token & 1) }

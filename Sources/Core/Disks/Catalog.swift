@@ -91,7 +91,7 @@ package final class Catalog {
 
   private func entries(_ parent: ObjectID, _ hash: UInt64) throws(SpaceWait) -> [NameEntry] {
     guard let value = try names.lookup(TreeKey(hi: parent.raw, lo: hash)) else { return [] }
-    guard let entries = NameEntry.decode(value) else { throw .damaged(names.root) }
+    guard let entries = NameEntry.decode(value.bytes) else { throw .damaged(names.root) }
     return entries
   }
 
@@ -140,7 +140,7 @@ package final class Catalog {
   /// The object's record as the trees have it.
   package func treeRecord(of object: ObjectID) throws(SpaceWait) -> ObjectRecord? {
     guard let value = try objects.lookup(TreeKey(hi: object.raw, lo: 0)) else { return nil }
-    guard let record = ObjectRecord(decoding: value) else { throw .damaged(objects.root) }
+    guard let record = ObjectRecord(decoding: value.bytes) else { throw .damaged(objects.root) }
     return record
   }
 
@@ -165,7 +165,7 @@ package final class Catalog {
     var key = cursor ?? TreeKey(hi: 1, lo: 0)
     while targets.count < limit {
       guard let item = try names.ceiling(key) else { return (targets, nil) }
-      guard let entries = NameEntry.decode(item.value) else { throw .damaged(names.root) }
+      guard let entries = NameEntry.decode(item.value.bytes) else { throw .damaged(names.root) }
       for entry in entries where nameOverlay[NameKey(parent: ObjectID(item.key.hi), name: entry.name)] == nil {
         targets.append(NameTarget(object: entry.object, kind: entry.kind))
       }
@@ -216,7 +216,6 @@ package final class Catalog {
         if let readOnly = what.readOnly { overlay.change.readOnly = readOnly }
         if let comment = what.comment { overlay.change.comment = comment }
       }
-    case .volume: break
     case .data, .zero, .extent: invariantBroken("a data record in the catalog")
     }
   }
@@ -268,7 +267,7 @@ package final class Catalog {
     case .remove(let object, let parent, let name):
       // The name goes last: where it is gone already, this was applied before the wait.
       let held = try treeRecord(of: object).map { $0.usedBlocks + $0.metadataBlocks } ?? 0
-      try names.insertOrReplace(TreeKey(hi: 0, lo: object.raw), [])
+      try names.store(TreeKey(hi: 0, lo: object.raw), [])
       if try removeName(parent, name) {
         deletedObjects += 1
         if appliedDiskCount > 0 { appliedDiskCount -= 1 }
@@ -285,10 +284,6 @@ package final class Catalog {
       try update(object) { $0.size = size }
     case .change(let object, let change):
       try update(object) { Self.apply(change, to: &$0) }
-    case .volume(let index, let member, let sizeInBlocks):
-      try objects.insertOrReplace(
-        TreeKey(hi: 0, lo: index),
-        VolumeRecord(member: member, sizeInBlocks: sizeInBlocks).encoded())
     case .data, .zero, .extent: invariantBroken("a data record in the catalog")
     }
     _ = pending.pop()
@@ -301,9 +296,20 @@ package final class Catalog {
     objectOverlay = objectOverlay.filter { $0.value.sequence > cut }
   }
 
+  /// Enters a volume into the objects tree unless it is there.
+  package func record(_ volume: VolumeMember, index: Int) throws(SpaceWait) {
+    let key = TreeKey(hi: 0, lo: UInt64(index))
+    if try objects.lookup(key) != nil { return }
+    try objects.store(
+      key,
+      VolumeRecord(
+        member: volume.member, sizeInBlocks: volume.description.size >> blockShift
+      ).encoded())
+  }
+
   /// Writes an object's record to the tree.
   package func put(_ record: ObjectRecord, of object: ObjectID) throws(SpaceWait) {
-    try objects.insertOrReplace(TreeKey(hi: object.raw, lo: 0), record.encoded())
+    try objects.store(TreeKey(hi: object.raw, lo: 0), record.encoded())
   }
 
   package func update(_ object: ObjectID, _ body: (inout ObjectRecord) -> Void) throws(SpaceWait) {
@@ -316,7 +322,7 @@ package final class Catalog {
     let hash = NameEntry.hash(entry.name)
     var list = try entries(parent, hash).filter { $0.name != entry.name }
     list.append(entry)
-    try names.insertOrReplace(TreeKey(hi: parent.raw, lo: hash), NameEntry.encode(list))
+    try names.store(TreeKey(hi: parent.raw, lo: hash), NameEntry.encode(list))
   }
 
   /// Whether the name was there.
@@ -327,9 +333,9 @@ package final class Catalog {
     guard list.count < old.count else { return false }
     let key = TreeKey(hi: parent.raw, lo: hash)
     if list.isEmpty {
-      try names.remove(key)
+      _ = try names.remove(key)
     } else {
-      try names.insertOrReplace(key, NameEntry.encode(list))
+      try names.store(key, NameEntry.encode(list))
     }
     return true
   }
@@ -344,8 +350,26 @@ package final class Catalog {
 
   /// The deleted object holds nothing any more.
   package func forget(_ object: ObjectID) throws(SpaceWait) {
-    try objects.remove(TreeKey(hi: object.raw, lo: 0))
-    try names.remove(TreeKey(hi: 0, lo: object.raw))
+    _ = try objects.remove(TreeKey(hi: object.raw, lo: 0))
+    _ = try names.remove(TreeKey(hi: 0, lo: object.raw))
     deletedObjects -= 1
+  }
+}
+
+extension Tree {
+  /// Stores `value` under `key`, in the place of what was there.
+  func store(_ key: TreeKey, _ value: [UInt8]) throws(SpaceWait) {
+    var wait: SpaceWait?
+    value.withUnsafeBytes { bytes in
+      do throws(SpaceWait) { _ = try insertOrReplace(key, bytes) } catch { wait = error }
+    }
+    if let wait { throw wait }
+  }
+}
+
+extension TreeKey {
+  /// The smallest key behind this one.
+  var successor: TreeKey {
+    lo == .max ? TreeKey(hi: hi &+ 1, lo: 0) : TreeKey(hi: hi, lo: lo + 1)
   }
 }

@@ -20,7 +20,7 @@ package final class Disk {
   /// Of these, zero and trim requests: they make a reservation necessary where space is scarce.
   package var zeroing = 0
   /// What is left of the run that new homes come from.
-  package var run: Run?
+  package var run: BlockRun?
   package var lastHome: BlockAddress?
   /// Length of the next run in blocks; grows while the disk keeps writing.
   package var runLength = 16

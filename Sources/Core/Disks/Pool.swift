@@ -58,7 +58,8 @@ package final class Pool {
     log = LogWriter(geometry: configuration.log, ops: ops)
     log.fault = configuration.fault
     space = SpaceMap()
-    store = NodeStore(cacheBytes: configuration.cacheBytes, allocator: space)
+    store = NodeStore(cache: BlockCache(bytes: configuration.cacheBytes), checkpoint: 1)
+    store.allocator = space
     for (i, volume) in configuration.volumes.enumerated() {
       space.addVolume(i, volume.description)
     }
@@ -68,14 +69,13 @@ package final class Pool {
   package func adopt(_ root: RootRecord) {
     self.root = root
     nextInstant = root.nextInstant
-    store.checkpoint = root.checkpoint + 1
-    store.birth = nextInstant
+    store.beginCheckpoint(root.checkpoint + 1)
     spaceTree = Tree(store: store, kind: .space, owner: TreeOwner.space, root: root.space)
     catalog = Catalog(
       objects: Tree(store: store, kind: .objects, owner: TreeOwner.objects, root: root.objects),
       names: Tree(store: store, kind: .names, owner: TreeOwner.names, root: root.names),
       root: root)
-    space.attach(spaceTree)
+    space.attach(SpaceTreeStore(spaceTree))
   }
 
   /// Makes the disk's record and map available.
@@ -86,8 +86,8 @@ package final class Pool {
     disk.name = try catalog.path(of: live)
     disk.record = live
     disk.map = ExtentMap(
-      Tree(store: store, kind: .map, owner: disk.object, root: stored?.map ?? .none,
-        branchInstant: live.branchInstant))
+      tree: Tree(store: store, kind: .extents, owner: disk.object,
+        root: stored?.map ?? .none, branchInstant: live.branchInstant, birth: nextInstant))
   }
 
   /// Puts an entry into the index and keeps the counts that hang on it.

@@ -124,14 +124,15 @@ package final class Engine: BlockEngine {
     case .largeWrite: largeWriteCompleted(Int32(index), error: error)
     case .nodeLoad: nodeLoadCompleted(index, error: error)
     case .nodeHeal: nodeHealCompleted(index, error: error)
-    case .nodeWrite: destager.nodeWriteCompleted(index, error: error)
+    case .nodeWrite:
+      destager.nodeWriteCompleted(index, error: error)
+      loadEnded = true
     case .destageRead: destager.readCompleted(index, error: error)
     case .destageWrite: destager.writeCompleted(index, error: error)
     case .volumeFlush: destager.volumeFlushCompleted(index, error: error)
     case .rootWrite: destager.rootWriteCompleted(index, error: error)
     case .backing: backingCompleted(index, error: error)
     case .punch: punchCompleted(index, error: error)
-    case .scrubRead: scrubber?.readCompleted(index, error: error)
     case .recovery: recovery?.completed(index, error: error)
     case .idle: break
     }
@@ -436,6 +437,7 @@ package final class Engine: BlockEngine {
       case .backing(let device, let offset, let length):
         destagerBlocked = true
         allocateBacking(DeviceRange(device: device, offset: offset, length: length))
+      case .memory: destager.spill()
       case .noSpace: destager.waitForSpace(now: now)
       }
     }
@@ -547,6 +549,8 @@ package final class Engine: BlockEngine {
       owner: .backing, index: index)
   }
 
+  /// Whether freed space is being given back and can't be used yet.
+  var isPunching: Bool { pool.space.hasPunches || punchInFlight.contains { $0 != nil } }
   var isBackingUnderWay: Bool { backingInFlight.contains { $0 != nil } }
 
   private func backingCompleted(_ index: Int, error: Int32) {
@@ -601,6 +605,8 @@ package final class Engine: BlockEngine {
     requests.give(slot)
     if done.parent >= 0 {
       childEnded(done.parent, status)
+    } else if done.isScrub {
+      scrubReadEnded(done.request, status)
     } else if let job = done.waitingJob {
       jobRequestEnded(job, status)
     } else {

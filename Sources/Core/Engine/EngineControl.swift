@@ -58,7 +58,7 @@ extension Engine {
           reply(job.token, .failed(.ioError("metadata is damaged")))
           job.isDone = true
           finished = true
-        case .backing, .noSpace: break
+        case .memory, .backing, .noSpace: break
         }
       }
     }
@@ -84,7 +84,7 @@ extension Engine {
       case .close: return .done
       case .status: return .status(status())
       case .flush: return flush(job)
-      case .scrub: return scrub(job)
+      case .scrub: return try scrub(job)
       case .scrubProgress: return .scrub(scrubber?.report ?? ScrubReport())
       case .addVolume(let device, let uuid, let description):
         return addVolume(job, device, uuid, description)
@@ -338,7 +338,7 @@ extension Engine {
     }
     let isDone =
       pool.root.cutSequence >= job.goal && pool.catalog.deletedObjects == 0
-      && pool.space.releasedPending == 0 && !pool.space.isPunching && destager.isIdle
+      && pool.space.releasedPending == 0 && !isPunching && destager.isIdle
     return isDone ? .done : nil
   }
 

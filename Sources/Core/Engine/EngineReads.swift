@@ -106,6 +106,7 @@ extension Engine {
     case .node(let pointer):
       parked.append(slot, &requests)
       startLoad(pointer)
+    case .memory: parked.append(slot, &requests)
     case .damaged, .backing, .noSpace:
       if requests[slot].request.operation == .status { return finish(slot, .ioError) }
       requests[slot].status = .ioError
@@ -147,7 +148,8 @@ extension Engine {
       requests[slot].resolved += UInt32(count)
     case .mapped(let address, let count, _, let checksums):
       var n = 0
-      while n < count,
+      let useCache = !requests[slot].isScrub
+      while useCache, n < count,
         let cached = pool.store.cache.find(
           address + UInt64(n), checksum: cacheChecksum(checksums[n]))
       {
@@ -164,7 +166,8 @@ extension Engine {
       sums[0] = checksums[0]
       n = 1
       while n < count,
-        pool.store.cache.find(address + UInt64(n), checksum: cacheChecksum(checksums[n])) == nil
+        !useCache
+          || pool.store.cache.find(address + UInt64(n), checksum: cacheChecksum(checksums[n])) == nil
       {
         sums[n] = checksums[n]
         n += 1
@@ -228,12 +231,12 @@ extension Engine {
 
   /// Keeps a block that was read from home.
   private func remember(_ address: UInt64, _ checksum: UInt32, _ from: UnsafeRawPointer) {
-    guard
-      let cached = pool.store.cache.insert(
-        BlockAddress(raw: address), checksum: cacheChecksum(checksum))
+    let cache = pool.store.cache
+    let (home, sum) = (BlockAddress(raw: address), cacheChecksum(checksum))
+    guard cache.find(home, checksum: sum) == nil, let cached = cache.insert(home, checksum: sum)
     else { return }
-    pool.store.cache.memory(cached).copyMemory(from: from, byteCount: blockSize)
-    pool.store.cache.finishInsert(cached)
+    cache.memory(cached).copyMemory(from: from, byteCount: blockSize)
+    cache.markValid(cached)
   }
 
   private func mismatch(_ slot: Int32, location: UInt64, checksum: UInt32) {

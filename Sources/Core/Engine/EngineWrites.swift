@@ -434,10 +434,11 @@ extension Engine {
     case .node(let pointer):
       parked.append(slot, &requests)
       startLoad(pointer)
+    case .memory: parked.append(slot, &requests)
     case .damaged: writeEnded(slot, .ioError)
     case .backing, .noSpace:
       let mayHelp = destager.hasWork || !destager.isIdle || isBackingUnderWay
-        || pool.space.backable > 0 || pool.space.isPunching
+        || pool.space.backable > 0 || isPunching
       if requests[slot].spaceTries >= 4 || !mayHelp {
         pool.paths.hit(.noSpace)
         return writeEnded(slot, .noSpace)

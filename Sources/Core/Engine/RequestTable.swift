@@ -25,6 +25,8 @@ struct RequestSlot {
   var waitingJob: ControlJob?
   /// Whether the disk counts it among its requests.
   var countsOnDisk = false
+  /// Reads for scrubbing go past the cache.
+  var isScrub = false
   /// In the queue of those that wait for a write of the same blocks.
   var isBlockWaiter = false
   /// Place among the engine's active writes, or -1.

@@ -154,6 +154,9 @@ extension SpaceMap {
     }
   }
 
+  /// Whether freed ranges wait to be discarded.
+  package var hasPunches: Bool { punchHead < punches.count }
+
   /// The next freed range to discard on its device, nil when there is none. At most 32 MiB.
   package func nextPunch() -> DeviceRange? {
     guard punchHead < punches.count else {
