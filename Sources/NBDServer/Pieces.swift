@@ -8,7 +8,8 @@ extension NBDSession {
   func makePiece(length: UInt32) -> UInt16 {
     let request = requests[Int(current)]
     let offset = request.offset + UInt64(request.length - remaining)
-    guard freePieces.count > 0, let (memory, bytes) = takeMemory(for: request, offset, length) else {
+    guard freePieces.count > 0, let (memory, bytes) = takeMemory(for: request, offset, length)
+    else {
       if stall == .none { stall = .own }
       return noIndex
     }

@@ -108,10 +108,11 @@ import Testing
     #expect(types(replies) == [NBD.Reply.invalid])
   }
 
-  @Test(arguments: [
-    [], [0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 9, 65, 0, 0], [0xFF, 0xFF, 0xFF, 0xFF, 65, 0, 0],
-    [0, 0, 0, 1, 65, 0, 1], [0, 0, 0, 1, 65, 0, 0, 0], [0, 0, 0, 1, 65, 0xFF, 0xFF, 0, 0],
-  ] as [[UInt8]])
+  @Test(
+    arguments: [
+      [], [0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 9, 65, 0, 0], [0xFF, 0xFF, 0xFF, 0xFF, 65, 0, 0],
+      [0, 0, 0, 1, 65, 0, 1], [0, 0, 0, 1, 65, 0, 0, 0], [0, 0, 0, 1, 65, 0xFF, 0xFF, 0, 0],
+    ] as [[UInt8]])
   func `Malformed data of GO is refused`(data: [UInt8]) {
     let client = greeted()
     #expect(types(client.option(NBD.Option.go, data)) == [NBD.Reply.invalid])
@@ -199,11 +200,12 @@ import Testing
     #expect(types(replies) == [NBD.Reply.invalid])
   }
 
-  @Test(arguments: [
-    [], [0, 0, 0, 1], [0, 0, 0, 1, 65, 0, 0], [0, 0, 0, 1, 65, 0, 0, 0, 1],
-    [0, 0, 0, 1, 65, 0xFF, 0xFF, 0xFF, 0xFF], [0, 0, 0, 1, 65, 0, 0, 0, 0, 7],
-    [0, 0, 0, 1, 65, 0, 0, 0, 1, 0, 0, 0, 9, 65],
-  ] as [[UInt8]])
+  @Test(
+    arguments: [
+      [], [0, 0, 0, 1], [0, 0, 0, 1, 65, 0, 0], [0, 0, 0, 1, 65, 0, 0, 0, 1],
+      [0, 0, 0, 1, 65, 0xFF, 0xFF, 0xFF, 0xFF], [0, 0, 0, 1, 65, 0, 0, 0, 0, 7],
+      [0, 0, 0, 1, 65, 0, 0, 0, 1, 0, 0, 0, 9, 65],
+    ] as [[UInt8]])
   func `Malformed queries are refused`(data: [UInt8]) {
     let client = greeted()
     _ = client.option(NBD.Option.structuredReply)
@@ -235,7 +237,7 @@ import Testing
     #expect(client.harness.session.canBeDestroyed)
   }
 
-  @Test(arguments: [4, NBD.Option.startTLS, NBD.Option.extendedHeaders, 12, 0, .max])
+  @Test(arguments: [4, NBD.Option.startTLS, NBD.Option.extendedHeaders, 12, 0, .max] as [UInt32])
   func `An option that is not supported is refused as such`(option: UInt32) {
     let client = greeted()
     #expect(types(client.option(option)) == [NBD.Reply.unsupported])
@@ -254,7 +256,7 @@ import Testing
     #expect(types(client.option(NBD.Option.go, Message.info("disk"))).last == NBD.Reply.ack)
   }
 
-  @Test(arguments: [(NBD.Option.go, UInt32.max), (NBD.Option.exportName, 20_000)])
+  @Test(arguments: [(NBD.Option.go, UInt32.max), (NBD.Option.exportName, UInt32(20_000))])
   func `An option that claims far too much closes the connection`(option: UInt32, length: UInt32) {
     let client = greeted()
     #expect(client.option(option, length: length).isEmpty)
@@ -304,10 +306,10 @@ import Testing
     let client = greeted()
     client.harness.isOutputHeld = true
     let option = Message.option(4)
-    client.harness.send(Array(repeatElement(option, count: 100_000).joined()))
-    #expect(client.harness.unread > 1_000_000)
+    client.harness.send(Array(repeatElement(option, count: 20_000).joined()))
+    #expect(client.harness.unread > 100_000)
     client.harness.isOutputHeld = false
     client.harness.run()
-    #expect(client.optionReplies().count == 100_000)
+    #expect(client.optionReplies().count == 20_000)
   }
 }

@@ -41,6 +41,8 @@ final class MemoryDisk {
   }
 
   var content: [UInt8]
+  /// More than there is content: then only the range of requests counts.
+  var size: UInt64
   private var isData: [Bool]
   private(set) var seen: [Seen] = []
   private var waiting: [BlockRequest] = []
@@ -54,6 +56,7 @@ final class MemoryDisk {
   var stopping = false
 
   init(size: Int) {
+    self.size = UInt64(size)
     content = [UInt8](repeating: 0, count: size)
     isData = [Bool](repeating: false, count: (size + blockSize - 1) / blockSize)
   }
@@ -62,11 +65,21 @@ final class MemoryDisk {
 
   /// Fills the disk with bytes that tell their place.
   func fillWithPattern() {
-    for i in 0..<content.count { content[i] = Self.pattern(i) }
+    content = Array(Self.pattern[0..<content.count])
     for i in 0..<isData.count { isData[i] = true }
   }
 
-  static func pattern(_ i: Int) -> UInt8 { UInt8(truncatingIfNeeded: i &* 7 ^ (i >> 9) &* 13) }
+  /// 4 MiB that do not repeat at any power of two.
+  static let pattern: [UInt8] = {
+    var random = SeededRandom(seed: 1)
+    return [UInt8](unsafeUninitializedCapacity: 4 << 20) { buffer, count in
+      let words = UnsafeMutableRawBufferPointer(buffer)
+      for i in 0..<(4 << 20) / 8 {
+        words.storeBytes(of: random.next(), toByteOffset: 8 * i, as: UInt64.self)
+      }
+      count = 4 << 20
+    }
+  }()
 
   /// Marks blocks as holes or data, for status requests.
   func mark(blocks: Range<Int>, isHole: Bool) { for b in blocks { isData[b] = !isHole } }
@@ -74,7 +87,7 @@ final class MemoryDisk {
   func submit(_ request: BlockRequest) -> Bool {
     if waiting.count >= slots { return false }
     precondition(request.disk == handle, "a request for a disk that is not open")
-    precondition(request.offset + request.length <= UInt64(content.count), "out of range")
+    precondition(request.offset + request.length <= size, "out of range")
     if request.operation == .read || request.operation == .write {
       precondition(request.length > 0 && request.length <= UInt64(maximumPiece), "piece length")
     }
@@ -101,6 +114,7 @@ final class MemoryDisk {
   }
 
   private func serve(_ request: BlockRequest) -> UInt32 {
+    if size > content.count { return 0 }
     let from = Int(request.offset)
     let length = Int(request.length)
     switch request.operation {
@@ -116,7 +130,7 @@ final class MemoryDisk {
       setData(from, length, true)
       scribble(request)
     case .zero, .trim:
-      for i in from..<from + length { content[i] = 0 }
+      content.withUnsafeMutableBytes { _ = memset($0.baseAddress! + from, 0, length) }
       setData(from, length, false)
     case .flush: break
     case .status: return status(request)
