@@ -53,5 +53,6 @@ let package = Package(
       ], swiftSettings: settings),
     .testTarget(name: "DeviceIOTests", dependencies: ["Core", "DeviceIO"], swiftSettings: settings),
     .testTarget(name: "CoreTests", dependencies: ["Core"], swiftSettings: settings),
+    .testTarget(name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
   ]
 )
