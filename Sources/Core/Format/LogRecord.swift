@@ -189,7 +189,8 @@ package struct RecordCursor {
     switch p.u8(0) {
     case 1:
       guard (1...LogRecord.maximumCount).contains(count),
-        size == LogRecord.dataSize(count: count), p.u64(16) < BlockIndex.limit
+        size == LogRecord.dataSize(count: count),
+        p.u64(16) <= BlockIndex.limit - UInt64(count)
       else { return nil }
       return .data(
         object: object, generation: p.u32(24), block: BlockIndex(p.u64(16)), count: count,
@@ -202,7 +203,9 @@ package struct RecordCursor {
         object: object, generation: p.u32(24), block: BlockIndex(p.u64(16)), count: p.u64(32))
     case 3:
       guard (1...LogRecord.maximumCount).contains(count),
-        size == LogRecord.extentSize(count: count), p.u64(16) < BlockIndex.limit
+        size == LogRecord.extentSize(count: count),
+        p.u64(16) <= BlockIndex.limit - UInt64(count),
+        BlockAddress(raw: p.u64(32)).isHome(count: UInt64(count))
       else { return nil }
       return .extent(
         object: object, generation: p.u32(24), block: BlockIndex(p.u64(16)), count: count,
@@ -241,7 +244,7 @@ package struct RecordCursor {
     guard size >= 24 else { return nil }
     let mask = p.u8(16)
     let length = Int(p.u16(20))
-    guard mask < 8, length <= LogRecord.maximumComment, size == roundUp(24 + length, to: 8) else {
+    guard mask < 8, length <= LogRecord.maximumComment, mask & 4 != 0 || length == 0, size == roundUp(24 + length, to: 8) else {
       return nil
     }
     var change = DiskAttributeChange()
@@ -250,7 +253,12 @@ package struct RecordCursor {
       change.durability = durability
     }
     if mask & 2 != 0 { change.readOnly = p.u8(18) != 0 }
-    if mask & 4 != 0 { change.comment = String(decoding: bytes(p + 24, length), as: UTF8.self) }
+    if mask & 4 != 0 {
+      guard let comment = String(validating: bytes(p + 24, length), as: UTF8.self) else {
+        return nil
+      }
+      change.comment = comment
+    }
     return .change(object: object, change)
   }
 }
