@@ -79,7 +79,8 @@ package struct Disk: Codable, Equatable, Sendable {
   /// 100,000 disks spends its time here.
   package func appendJSON(to bytes: inout [UInt8]) {
     func key(_ name: StaticString) {
-      bytes.append(contentsOf: UnsafeBufferPointer(start: name.utf8Start, count: name.utf8CodeUnitCount))
+      bytes.append(
+        contentsOf: UnsafeBufferPointer(start: name.utf8Start, count: name.utf8CodeUnitCount))
     }
     func number(_ value: some BinaryInteger) { bytes.append(contentsOf: String(value).utf8) }
     key(#"{"comment":"#)
