@@ -3,6 +3,17 @@ import PackageDescription
 
 let settings: [SwiftSetting] = [.treatAllWarnings(as: .error)]
 
+// Executables carry the Swift runtime in them, so that they run on a machine without a toolchain.
+// This is said here and not with `--static-swift-stdlib`: the tests can't be linked that way, and
+// with one set of compiler flags `make build` and `make test` share every object file. What
+// Foundation's static archives need of each other has to be named.
+let selfContained: [LinkerSetting] = [
+  .unsafeFlags([
+    "-static-stdlib", "-lCoreFoundation", "-l_FoundationICU", "-l_FoundationCShims",
+    "-l_FoundationCollections", "-lswiftSynchronization",
+  ])
+]
+
 let package = Package(
   name: "sluice",
   products: [
@@ -52,12 +63,12 @@ let package = Package(
       dependencies: [
         "Core", "DeviceIO", "NBDServer", "ControlAPI", "ControlServer", "Checker",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
-      ], swiftSettings: settings),
+      ], swiftSettings: settings, linkerSettings: selfContained),
     .executableTarget(
       name: "sluice-sim",
       dependencies: [
         "Simulation", .product(name: "ArgumentParser", package: "swift-argument-parser"),
-      ], swiftSettings: settings),
+      ], swiftSettings: settings, linkerSettings: selfContained),
     .testTarget(name: "DeviceIOTests", dependencies: ["Core", "DeviceIO"], swiftSettings: settings),
     .testTarget(name: "CoreTests", dependencies: ["Core"], swiftSettings: settings),
     .testTarget(name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
