@@ -542,15 +542,16 @@ package final class Destager {
     if isDirty { return false }
     while let slot = visited.last {
       if let disk = pool.disks[slot], let tree = disk.map?.tree, let record = disk.record {
-        let nodes = UInt64(Int64(record.metadataBlocks) + 2 * Int64(tree.takeNodeDelta()))
+        let nodes = UInt64(Int64(record.metadataBlocks) + 2 * Int64(tree.nodeDelta))
         disk.record!.map = tree.root
-        disk.record!.metadataBlocks = nodes
         try pool.catalog.update(disk.object) {
           $0.map = tree.root
           $0.usedBlocks = record.usedBlocks
           $0.exclusiveBlocks = record.exclusiveBlocks
           $0.metadataBlocks = nodes
         }
+        tree.nodeDelta = 0
+        disk.record!.metadataBlocks = nodes
         if disk.connections == 0, let run = disk.run {
           pool.space.returnRun(run)
           disk.run = nil
@@ -585,7 +586,7 @@ package final class Destager {
       guard let (object, tree, record) = deletedTree else { break }
       let space = pool.space
       var freed = 0
-      let isEmpty = try ExtentMap(tree: tree).prune(maxLeaves: 64) { address, count, birth in
+      let isEmpty = try ExtentMap(tree: tree).pruneSome(maxLeaves: 64) { address, count, birth in
         freed += count
         if birth > record.branchInstant { space.noteReleased(address, count) }
       }

@@ -276,6 +276,7 @@ package final class NodeStore {
       "a node is born at \(tree.birth), not after the branch at \(tree.branchInstant)")
     guard let allocator else { invariantBroken("a tree is changed without a node allocator") }
     let (first, second) = allocator.takeNode()
+    tree.nodeDelta += 1
     damaged.removeAll { $0.first == first }
     TreeNode(cache.memory(slot)).identify(
       first: first, second: second, owner: tree.owner, birth: tree.birth, checkpoint: checkpoint)
@@ -283,6 +284,7 @@ package final class NodeStore {
 
   /// The tree no longer refers to the clean node that `pointer` names.
   func release(_ pointer: NodePointer, of tree: Tree) {
+    tree.nodeDelta -= 1
     if pointer.birth > tree.branchInstant {
       allocator?.releaseNode(pointer.first, pointer.second)
     } else {
@@ -300,6 +302,7 @@ package final class NodeStore {
     invariant(m.children == 0, "a node is dropped that still has dirty children")
     let node = TreeNode(cache.memory(slot))
     allocator?.releaseNode(node.first, node.second)
+    tree.nodeDelta -= 1
     if m.parent != BlockCache.none { lostChild(m.parent) }
     unregister(slot, tree)
     cache.remove(slot)

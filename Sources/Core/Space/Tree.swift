@@ -26,6 +26,9 @@ package final class Tree {
   package var branchInstant: Instant
   /// The birth of nodes that are made now; later than `branchInstant` when the tree is changed.
   package var birth: Instant
+  /// Nodes that the tree has more than when it was opened, or when the owner last took this into
+  /// its books and set it to zero.
+  package var nodeDelta = 0
   /// Told of each node that the tree no longer refers to and that a snapshot still may. In the
   /// midst of an operation: it must not touch any tree.
   package var sharedRelease: ((NodePointer) -> Void)?
