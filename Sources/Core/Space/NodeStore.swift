@@ -112,6 +112,8 @@ package final class NodeStore {
   private let damagedLimit = 64
   /// A block for `TreeNode`'s use.
   let scratch: UnsafeMutableRawPointer
+  /// A block for `ExtentMap`'s drafts.
+  var draftArea: UnsafeMutableRawPointer { scratch + blockSize }
 
   /// `checkpoint`: the number of the first checkpoint that will be written.
   package init(cache: BlockCache, checkpoint: UInt64) {
@@ -120,7 +122,7 @@ package final class NodeStore {
     dirtyLimit = min(64 << 20, cache.slotCount * blockSize / 4) / blockSize
     meta = .allocate(capacity: cache.slotCount)
     meta.initialize(repeating: Dirty(), count: cache.slotCount)
-    scratch = .allocate(byteCount: blockSize, alignment: blockSize)
+    scratch = .allocate(byteCount: 2 * blockSize, alignment: blockSize)
   }
 
   deinit {

@@ -308,36 +308,20 @@ extension Tree {
 
   // MARK: Removing much
 
-  /// Removes the entries in [`from`, `below`), at most `maxLeaves` leaves of them, telling each to
-  /// `entry` first; true when none is left. What was done before a throw stays done.
-  func removeRange(
-    _ from: TreeKey, below: TreeKey, maxLeaves: Int, _ entry: (TreeEntry) -> Void
-  ) throws(SpaceWait) -> Bool {
-    for _ in 0..<maxLeaves {
-      try store.prepare(changeCost)
-      if try preparedRemoveLeafful(from, below: below, entry) { return true }
-    }
-    return false
-  }
-
-  /// Removes the entries in [`from`, `below`) of the first leaf that has any, after
-  /// `store.prepare`; true when no leaf has any more.
-  func preparedRemoveLeafful(
-    _ from: TreeKey, below: TreeKey, _ entry: (TreeEntry) -> Void
-  ) throws(SpaceWait) -> Bool {
-    guard from < below else { return true }
-    let depth = try descendToCeiling(from)
-    guard depth > 0 else { return true }
-    let (leaf, first) = (pathNode(depth - 1), pathIndex(depth - 1))
+  /// Removes the entries of one leaf that are in [`from`, `below`), after `store.prepare`; returns
+  /// the key to go on from, nil when no leaf can have any more. Goes to the leaf that `from`
+  /// belongs to, and no other: that one must be in memory.
+  func preparedRemoveLeafful(_ from: TreeKey, below: TreeKey) throws(SpaceWait) -> TreeKey? {
+    guard from < below else { return nil }
+    let depth = try descend(from)
+    guard depth > 0 else { return nil }
+    let (leaf, index) = (pathNode(depth - 1), pathIndex(depth - 1))
+    let first = index >= 0 && leaf.key(index) == from ? index : index + 1
     var end = first
-    while end < leaf.count && leaf.key(end) < below {
-      entry(leaf.treeEntry(end))
-      end += 1
-    }
-    if first == end { return true }
-    let isLast = end < leaf.count
-    cut(first..<end, depth)
-    return isLast
+    while end < leaf.count && leaf.key(end) < below { end += 1 }
+    let next = end < leaf.count ? nil : upperBound(depth)
+    if first < end { cut(first..<end, depth) }
+    return next.flatMap { $0 < below ? $0 : nil }
   }
 
   /// Frees up to `maxNodes` leaves of a tree that is to be destroyed, telling each entry to
