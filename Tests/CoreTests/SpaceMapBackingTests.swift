@@ -264,4 +264,20 @@ private func give(_ map: SpaceMap, _ file: inout ToyFile, _ range: DeviceRange) 
     let range = try #require(try map.nextBacking(target: .max))
     #expect(range.offset < 100_000 * 4096)
   }
+
+  @Test func whatIsKnownOfBackingGoesWithAChunkThatLeavesMemory() throws {
+    var configuration = SpaceMap.Configuration()
+    configuration.chunkLimit = 64
+    let (map, _) = try makeMap([device(16 * gibi, sparse: true)], configuration)
+    while let range = try map.nextBacking(target: 3 * 8192) { map.backingDone(range) }
+    let before = map.backedFree
+    // Chunks with reserved blocks can't leave.
+    for chunk in 100..<400 {
+      #expect(try map.reserve(BlockAddress(volume: 0, block: UInt64(chunk * 8192)), 1))
+    }
+    #expect(map.backedFree < before)
+    map.verify()
+    while let range = try map.nextBacking(target: 3 * 8192) { map.backingDone(range) }
+    map.verify()
+  }
 }

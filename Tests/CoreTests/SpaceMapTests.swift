@@ -167,13 +167,42 @@ private func makeMap(
     let run = try #require(try map.allocateRun(near: nil, want: 64, minimum: 64))
     map.noteAllocated(run.address, run.count)
     try map.commit()
-    map.noteReleased(run.address, run.count)
     map.rootDurable()
-    #expect(try !map.reserve(run.address, run.count))
+    map.noteReleased(run.address, 30)
+    try map.commit()
+    // Right behind the blocks that were released before the commit.
+    map.noteReleased(run.address + 30, 34)
+    map.rootDurable()
+    #expect(try !map.reserve(run.address + 30, 1))
+    #expect(try map.reserve(run.address, 30))
     try map.commit()
     map.rootDurable()
-    #expect(try map.reserve(run.address, run.count))
+    #expect(try map.reserve(run.address + 30, 34))
     map.verify()
+  }
+
+  @Test func spaceThatWasSearchedInVainIsFoundWhenMoreBecomesFree() throws {
+    var configuration = SpaceMap.Configuration()
+    configuration.reserveMinimum = 0
+    configuration.reservePerMille = 0
+    let (map, _) = try makeMap([device(2 * 8192)], configuration)
+    var runs: [BlockRun] = []
+    while let run = try map.allocateRun(near: nil, want: 256, minimum: 1) { runs.append(run) }
+    let run = runs[20]
+    for i in 0..<8 { map.returnRun(BlockRun(run.address + UInt64(i * 8), 4)) }
+    #expect(try map.allocateRun(near: nil, want: 64, minimum: 32) == nil)
+    for i in 0..<8 { map.returnRun(BlockRun(run.address + UInt64(i * 8 + 4), 4)) }
+    let found = try map.allocateRun(near: nil, want: 64, minimum: 32)
+    #expect(found == BlockRun(run.address, 64))
+  }
+
+  @Test func aSearchForSecondCopiesHidesNoSpaceFromData() throws {
+    var configuration = SpaceMap.Configuration()
+    configuration.reserveMinimum = 0
+    configuration.reservePerMille = 0
+    let (map, _) = try makeMap([device(6000)], configuration)
+    try map.prepareNodes(10)
+    #expect(try map.allocateRun(near: nil, want: 256, minimum: 256) != nil)
   }
 
   @Test func replayReservesOnlyWhatIsFree() throws {

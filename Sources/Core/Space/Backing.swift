@@ -63,7 +63,8 @@ extension SpaceMap {
   /// when they are, when each volume has one under way, or when the file systems have no more.
   /// At most 32 MiB, within one chunk.
   package func nextBacking(target: Int) throws(SpaceWait) -> DeviceRange? {
-    if available >= target { return nil }
+    // With that many chunks in memory more backing would only push out what is known of others.
+    if available >= target || table.count >= configuration.chunkLimit * 4 { return nil }
     return try startBacking { $0.backing.underWay == nil }
   }
 
