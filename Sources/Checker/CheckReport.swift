@@ -138,7 +138,8 @@ final class Findings {
         let disk = name(d.object)
         report.complaints.append(
           "disk “\(disk)”: \(d.blocks << blockShift) bytes at offset \(d.block << blockShift) are "
-            + "damaged (\(d.device), offset \(d.offset): \(d.what)); overwriting them heals the disk")
+            + "damaged (\(d.device), offset \(d.offset): \(d.what)); overwriting them heals the disk"
+        )
         report.damagedBlocks.append(
           DamagedBlock(
             device: d.device, offset: d.offset, length: d.blocks << blockShift, disk: disk,

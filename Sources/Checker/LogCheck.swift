@@ -183,7 +183,8 @@ final class LogCheck {
   /// Verifies the payload of a frame with a good header and table, and takes it over.
   private func accept(_ h: FrameHeader, _ table: [UInt8]) throws(CheckFailure) -> Bool {
     if h.flags & FrameHeader.bridge != 0 {
-      findings.note("the log has a bridge over lost frames up to \(h.sequence), put there by repair")
+      findings.note(
+        "the log has a bridge over lost frames up to \(h.sequence), put there by repair")
       witness(h)
       pass(sequence: h.sequence, blocks: h.blocks, chain: h.chain)
       return true

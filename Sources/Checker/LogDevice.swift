@@ -139,7 +139,8 @@ extension LogDevice {
       return .damaged
     }
     let bytes = UnsafeRawBufferPointer(start: tables, count: length)
-    guard crc32c(bytes) == h.tableChecksum, let items = parse(bytes, at: byteOffset(of: h.position)), items.count == Int(h.records)
+    guard crc32c(bytes) == h.tableChecksum,
+      let items = parse(bytes, at: byteOffset(of: h.position)), items.count == Int(h.records)
     else { return .damaged }
     return .valid(SegmentSummary(header: h, items: items))
   }

@@ -12,6 +12,12 @@ struct PoolMembers {
   var root: RootRecord
   /// Volumes whose root ring lacks the newest root.
   var volumesWithoutRoot: [Int]
+
+  /// Whether `count` blocks from `address` are on a volume of the pool, behind its label area.
+  func isHome(_ address: BlockAddress, count: UInt64) -> Bool {
+    address.volume < volumes.count && address.isHome(count: count)
+      && address.block + count <= volumeLabels[address.volume].sizeInBlocks
+  }
 }
 
 /// Reads and checks labels and roots.
@@ -51,7 +57,9 @@ struct MemberCheck {
           ? "volume \(i) of the pool is missing; name all of its devices"
           : "two devices are labelled as volume \(entry.label.volumeIndex); name only one of them")
     }
-    guard !placed.isEmpty else { throw CheckFailure("no volume was named; a pool has at least one") }
+    guard !placed.isEmpty else {
+      throw CheckFailure("no volume was named; a pool has at least one")
+    }
     let members = placed.enumerated().map { Member($1.device, name: "volume \($0)") }
     checkIdentities([logLabel] + placed.map(\.label))
     let unit = UInt64(logLabel.nodeSlot)

@@ -45,7 +45,8 @@ final class SortedSpill {
     count += 1
   }
 
-  /// The records in ascending order. Nothing may be added afterwards.
+  /// The records added so far in ascending order. More may be added later and sorted anew; readers
+  /// do not see them.
   func sorted() throws(CheckFailure) -> SpillReader {
     buffer.sort()
     if runs.isEmpty { return SpillReader(sorted: buffer) }

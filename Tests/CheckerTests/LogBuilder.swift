@@ -113,12 +113,10 @@ final class LogBuilder {
     device.bytes.withUnsafeMutableBytes { bytes in
       let p = bytes.baseAddress! + Int(first) * blockSize
       h.encode(to: p)
-      for (i, byte) in table.enumerated() { p.put(byte, at: FrameHeader.size + i) }
     }
+    device.put(table, at: first << blockShift + UInt64(FrameHeader.size))
     for (i, write) in writes.enumerated() {
-      device.put(block: first + UInt64(front + i)) { p in
-        for (j, byte) in content(write.stamp).enumerated() { p.put(byte, at: j) }
-      }
+      device.put(content(write.stamp), at: (first + UInt64(front + i)) << blockShift)
     }
     frames[h.sequence] = h
     tables.append((h, table))
@@ -136,7 +134,9 @@ final class LogBuilder {
       for (header, table) in tables {
         let start = bytes.count
         bytes += [UInt8](repeating: 0, count: 32 + roundUp(table.count, to: 8))
-        bytes.withUnsafeMutableBytes { SummaryEntry(header: header).encode(to: $0.baseAddress! + start) }
+        bytes.withUnsafeMutableBytes {
+          SummaryEntry(header: header).encode(to: $0.baseAddress! + start)
+        }
         for (i, byte) in table.enumerated() { bytes[start + 32 + i] = byte }
       }
       change(&bytes)
@@ -152,8 +152,7 @@ final class LogBuilder {
       h.tableLength = UInt32(bytes.count)
       h.tableChecksum = bytes.withUnsafeBytes { crc32c($0) }
       h.records = UInt32(tables.count)
-      let at = Int(offset(h.position))
-      for (i, byte) in bytes.enumerated() { device.bytes[at + i] = byte }
+      device.put(bytes, at: offset(h.position))
       device.put(block: offset(end - 4096) / 4096) { h.encode(to: $0) }
     }
     position = end

@@ -140,7 +140,8 @@ private func log(frames count: Int) -> LogBuilder {
   let (report, _) = try log.check()
   #expect(report.complaintCount == 1)
   #expect(report.complaints[0].contains("frames 4 to 5 were durable"))
-  #expect(report.complaints[0].contains("after 2023-11-14T22:13:23Z and before 2023-11-14T22:13:26Z"))
+  #expect(
+    report.complaints[0].contains("after 2023-11-14T22:13:23Z and before 2023-11-14T22:13:26Z"))
 }
 
 @Test func aDamagedTableInsideTheLogIsRefused() throws {

@@ -36,10 +36,21 @@ final class MemoryDevice: CheckDevice {
   func write(offset: UInt64, from memory: UnsafeRawBufferPointer) throws(CheckReadError) {
     precondition(offset % 4096 == 0 && offset + UInt64(memory.count) <= sizeInBytes)
     writes.append(offset)
-    for (i, byte) in memory.enumerated() { bytes[Int(offset) + i] = byte }
+    put(memory, at: offset)
   }
 
   func flush() throws(CheckReadError) { flushes += 1 }
+
+  func put(_ source: UnsafeRawBufferPointer, at offset: UInt64) {
+    bytes.withUnsafeMutableBytes {
+      UnsafeMutableRawBufferPointer(rebasing: $0[Int(offset)..<(Int(offset) + source.count)])
+        .copyMemory(from: source)
+    }
+  }
+
+  func put(_ source: [UInt8], at offset: UInt64) {
+    source.withUnsafeBytes { put($0, at: offset) }
+  }
 
   /// Lets `body` fill one block.
   func put(block: UInt64, _ body: (UnsafeMutableRawPointer) -> Void) {
@@ -49,16 +60,19 @@ final class MemoryDevice: CheckDevice {
   func flip(_ offset: UInt64, bit: UInt8 = 0) { bytes[Int(offset)] ^= 1 << bit }
 
   func zero(_ offset: UInt64, _ count: Int) {
-    for i in Int(offset)..<(Int(offset) + count) { bytes[i] = 0 }
+    put([UInt8](repeating: 0, count: count), at: offset)
   }
 }
 
 /// One block of content, told apart by `stamp`.
 func content(_ stamp: UInt64) -> [UInt8] {
-  var random = SeededRandom(seed: stamp)
-  return (0..<512).flatMap { _ in
-    withUnsafeBytes(of: random.next().littleEndian) { Array($0) }
+  var bytes = [UInt8](repeating: UInt8(truncatingIfNeeded: stamp &* 37 &+ 1), count: blockSize)
+  bytes.withUnsafeMutableBytes {
+    for at in stride(from: 0, to: blockSize, by: sectorSize) {
+      $0.baseAddress!.put(stamp &+ UInt64(at) << 40, at: at)
+    }
   }
+  return bytes
 }
 
 func checksum(_ block: [UInt8]) -> UInt32 { block.withUnsafeBytes { crc32c($0) } }

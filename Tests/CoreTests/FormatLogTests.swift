@@ -139,7 +139,10 @@ private func changed(_ bytes: [UInt8], _ at: Int, _ value: some FixedWidthIntege
     ("summary without room for its table", changed(summaryHeaderBytes, 52, UInt32(3))),
     ("summary of no blocks", changed(summaryHeaderBytes, 52, UInt32(0))),
     ("bridge longer than allowed", changed(bridgeHeaderBytes, 52, UInt32(257))),
-    ("frame longer than allowed", changed(changed(dataHeaderBytes, 64, UInt32(255)), 52, UInt32(257))),
+    (
+      "frame longer than allowed",
+      changed(changed(dataHeaderBytes, 64, UInt32(255)), 52, UInt32(257))
+    ),
   ]
   for (what, bytes) in cases { #expect(decodeHeader(bytes) == nil, "\(what)") }
 }
