@@ -214,14 +214,6 @@ private let goldenRecords: [(name: String, bytes: [UInt8])] = [
     "change",
     hex("08002000000000006700000000000000070101000500000068c3a97921000000")
   ),
-  (
-    "volume",
-    hex(
-      """
-      09002800000000000c000000000000004444333322221111ddddccccbbbbaaaa
-      0000004000000000
-      """)
-  ),
 ]
 
 private func known(_ checksums: UnsafeRawPointer) -> [LogRecord] {
@@ -246,9 +238,6 @@ private func known(_ checksums: UnsafeRawPointer) -> [LogRecord] {
       newName: Array("new".utf8)),
     .resize(object: ObjectID(103), size: 2 << 30),
     .change(object: ObjectID(103), change),
-    .volume(
-      index: 12, member: UUIDBytes(high: 0x1111_2222_3333_4444, low: tag),
-      sizeInBlocks: 0x4000_0000),
   ]
 }
 
@@ -319,7 +308,7 @@ private func put(
     put("create", 26, UInt16(9)), put("remove", 24, UInt16(9)), put("remove", 24, UInt16.max),
     put("rename", 24, UInt16(6)), put("rename", 26, UInt16.max), put("resize", 2, UInt16(16)),
     put("change", 16, UInt8(8)), put("change", 17, UInt8(2)), put("change", 20, UInt16(600)),
-    put("change", 25, UInt8(0xFF)), put("volume", 2, UInt16(32)),
+    put("change", 25, UInt8(0xFF)),
   ]
   for (what, bytes) in cases {
     let (records, isAtEnd) = bytes.withUnsafeBytes { roundTrip($0) }
