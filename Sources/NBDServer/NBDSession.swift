@@ -100,11 +100,11 @@ package final class NBDSession {
   // Tables.
   let requests: UnsafeMutablePointer<Request>
   let pieces: UnsafeMutablePointer<Piece>
-  var freeRequests = IndexStack(capacity: NBDSession.maximumRequests)
-  var freePieces = IndexStack(capacity: NBDSession.maximumPieces)
-  var queuedPieces = IndexRing(capacity: 256)
+  let freeRequests = IndexStack(capacity: NBDSession.maximumRequests)
+  let freePieces = IndexStack(capacity: NBDSession.maximumPieces)
+  let queuedPieces = IndexRing(capacity: 256)
   var submittedPieces = 0
-  var output = OutputQueue(items: NBDSession.maximumRequests + NBDSession.maximumPieces)
+  let output = OutputQueue(items: NBDSession.maximumRequests + NBDSession.maximumPieces)
   var sendUnderWay = false
 
   // The newest request, while it takes payload or makes pieces.
@@ -118,10 +118,11 @@ package final class NBDSession {
   /// The simple read reply in the middle of which nothing else may be sent.
   var openRead = noIndex
   /// Requests whose replies wait for it.
-  var waitingReplies = IndexRing(capacity: NBDSession.maximumRequests)
+  let waitingReplies = IndexRing(capacity: NBDSession.maximumRequests)
 
   /// Payload memory held now, in bytes.
-  package internal(set) var memoryInFlight = 0
+  package var memoryInFlight: Int { heldMemory }
+  var heldMemory = 0
 
   /// A session at the start of its handshake; the greeting is ready to be sent.
   ///

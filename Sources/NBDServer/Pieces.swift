@@ -34,7 +34,7 @@ extension NBDSession {
     } else {
       bytes = roundUp(Int(offset % UInt64(blockSize)) + Int(length), to: blockSize)
     }
-    if memoryInFlight + bytes > memoryLimit {
+    if heldMemory + bytes > memoryLimit {
       stall = .own
       return nil
     }
@@ -42,7 +42,7 @@ extension NBDSession {
       stall = .provider
       return nil
     }
-    memoryInFlight += bytes
+    heldMemory += bytes
     return (memory, bytes)
   }
 
@@ -75,7 +75,7 @@ extension NBDSession {
     let piece = pieces[Int(index)]
     invariant(piece.state != .free, "piece \(index) was freed twice")
     if let memory = piece.memory {
-      memoryInFlight -= Int(piece.allocated)
+      heldMemory -= Int(piece.allocated)
       provider.free(memory, bytes: Int(piece.allocated))
     }
     pieces[Int(index)].state = .free
@@ -98,28 +98,27 @@ extension NBDSession {
   func blockRequest(_ index: UInt16) -> BlockRequest {
     let piece = pieces[Int(index)]
     let request = requests[Int(piece.request)]
-    // Clients are known to set FUA on other commands than those that write; it means nothing there.
-    let fua: BlockFlags = request.flags & NBD.CommandFlag.fua != 0 ? .forceUnitAccess : []
-    var flags: BlockFlags = []
     let operation: BlockOperation
+    var flags: UInt8 = 0
     switch request.command {
     case NBD.Command.read: operation = .read
+    case NBD.Command.write: operation = .write
     case NBD.Command.flush: operation = .flush
+    case NBD.Command.trim: operation = .trim
+    case NBD.Command.writeZeroes: operation = .zero
     case NBD.Command.blockStatus: operation = .status
-    case NBD.Command.write:
-      operation = .write
-      flags = fua
-    case NBD.Command.trim:
-      operation = .trim
-      flags = fua
-    case NBD.Command.writeZeroes:
-      operation = .zero
-      flags = request.flags & NBD.CommandFlag.noHole != 0 ? fua.union(.keepAllocated) : fua
     default: invariantBroken("command \(request.command) has no block operation")
     }
+    // Clients are known to set FUA on commands that write nothing, where it means nothing.
+    if request.flags & NBD.CommandFlag.fua != 0,
+      operation == .write || operation == .trim || operation == .zero
+    {
+      flags |= BlockFlags.forceUnitAccess.rawValue
+    }
+    if request.flags & NBD.CommandFlag.noHole != 0 { flags |= BlockFlags.keepAllocated.rawValue }
     guard let handle else { invariantBroken("a block request without an open disk") }
     return BlockRequest(
-      operation: operation, flags: flags, disk: handle, offset: piece.offset,
+      operation: operation, flags: BlockFlags(rawValue: flags), disk: handle, offset: piece.offset,
       length: UInt64(piece.length), memory: piece.memory, token: tokenBase | UInt64(index))
   }
 

@@ -67,72 +67,87 @@ struct Piece {
   }
 }
 
-/// A stack of free indices.
+/// A stack of free indices. Its count lives in its memory, not in the struct, so that the session
+/// can hold it as a constant: the runtime checks exclusive access to a class's variables each time
+/// that a method changes one, which costs more than the method.
 struct IndexStack: ~Copyable {
   private let base: UnsafeMutablePointer<UInt16>
+  private let size: UnsafeMutablePointer<Int>
   private let capacity: Int
-  private(set) var count: Int
 
   /// Full: 0 ..< `capacity`, the lowest on top.
   init(capacity: Int) {
     base = .allocate(capacity: capacity)
     for i in 0..<capacity { base[i] = UInt16(capacity - 1 - i) }
     self.capacity = capacity
-    count = capacity
+    size = .allocate(capacity: 1)
+    size.initialize(to: capacity)
   }
 
-  deinit { base.deallocate() }
+  deinit {
+    base.deallocate()
+    size.deallocate()
+  }
 
+  @inline(__always) var count: Int { size.pointee }
   var isFull: Bool { count == capacity }
 
-  @inline(__always) mutating func pop() -> UInt16 {
+  @inline(__always) func pop() -> UInt16 {
     guard count > 0 else { return noIndex }
-    count -= 1
+    size.pointee -= 1
     return base[count]
   }
 
-  @inline(__always) mutating func push(_ index: UInt16) {
+  @inline(__always) func push(_ index: UInt16) {
     invariant(count < capacity, "an index was freed twice")
     base[count] = index
-    count += 1
+    size.pointee += 1
   }
 }
 
-/// A queue of indices; `capacity` is a power of two that the design never exceeds.
+/// A queue of indices; `capacity` is a power of two that the design never exceeds. Its ends live
+/// in memory for the reason that `IndexStack` gives.
 struct IndexRing: ~Copyable {
   private let base: UnsafeMutablePointer<UInt16>
   private let mask: Int
-  private var head = 0
-  private var tail = 0
+  private let ends: UnsafeMutablePointer<(head: Int, tail: Int)>
 
   init(capacity: Int) {
     base = .allocate(capacity: capacity)
     base.initialize(repeating: noIndex, count: capacity)
     mask = capacity - 1
+    ends = .allocate(capacity: 1)
+    ends.initialize(to: (0, 0))
     invariant(capacity & mask == 0, "ring of \(capacity) entries is not a power of two")
   }
 
-  deinit { base.deallocate() }
-
-  @inline(__always) var isEmpty: Bool { head == tail }
-
-  @inline(__always) mutating func append(_ index: UInt16) {
-    invariant(tail - head <= mask, "index ring is full")
-    base[tail & mask] = index
-    tail += 1
+  deinit {
+    base.deallocate()
+    ends.deallocate()
   }
 
-  @inline(__always) mutating func popFirst() -> UInt16 {
+  @inline(__always) var isEmpty: Bool { ends.pointee.head == ends.pointee.tail }
+
+  @inline(__always) func append(_ index: UInt16) {
+    let (head, tail) = ends.pointee
+    invariant(tail - head <= mask, "index ring is full")
+    base[tail & mask] = index
+    ends.pointee.tail = tail + 1
+  }
+
+  @inline(__always) func popFirst() -> UInt16 {
+    let (head, tail) = ends.pointee
     if head == tail { return noIndex }
-    defer { head += 1 }
+    ends.pointee.head = head + 1
     return base[head & mask]
   }
 
   /// Puts back what `popFirst` returned last.
-  @inline(__always) mutating func putBack(_ index: UInt16) {
+  @inline(__always) func putBack(_ index: UInt16) {
+    let (head, tail) = ends.pointee
     invariant(tail - head <= mask, "index ring is full")
-    head -= 1
-    base[head & mask] = index
+    ends.pointee.head = head - 1
+    base[(head - 1) & mask] = index
   }
 }
 
@@ -152,91 +167,105 @@ struct OutputItem {
 /// The messages of the transmission phase that wait to be sent, in order.
 ///
 /// Every item holds a request slot or a piece until it is sent, so both of its rings have room
-/// for all that can be in them: `capacity` items of at most `maximumHeader` bytes.
+/// for all that can be in them: `capacity` items of at most `maximumHeader` bytes. Its ends live in
+/// memory for the reason that `IndexStack` gives.
 struct OutputQueue: ~Copyable {
   static let maximumHeader = 28
   private static let capacity = 512
   private static let headerCapacity = 16384
 
+  private struct Ends {
+    var head = 0
+    var tail = 0
+    var headerTail = 0
+    /// Bytes of the first item that are sent already.
+    var firstSent = 0
+  }
+
   private let items: UnsafeMutablePointer<OutputItem>
   private let headers: UnsafeMutableRawPointer
-  private var head = 0
-  private var tail = 0
-  private var headerTail = 0
-  /// Bytes of the first item that are sent already.
-  private var firstSent = 0
+  private let ends: UnsafeMutablePointer<Ends>
 
   init(items most: Int) {
-    invariant(most < Self.capacity, "output queue of \(most) items is too small")
+    invariant(
+      most < Self.capacity && (most + 1) * Self.maximumHeader <= Self.headerCapacity,
+      "output queue of \(most) items is too small")
     items = .allocate(capacity: Self.capacity)
     headers = .allocate(byteCount: Self.headerCapacity, alignment: 64)
     headers.initializeMemory(as: UInt8.self, repeating: 0, count: Self.headerCapacity)
+    ends = .allocate(capacity: 1)
+    ends.initialize(to: Ends())
   }
 
   deinit {
     items.deallocate()
     headers.deallocate()
+    ends.deallocate()
   }
 
-  @inline(__always) var isEmpty: Bool { head == tail }
+  @inline(__always) var isEmpty: Bool { ends.pointee.head == ends.pointee.tail }
 
   /// Appends an item; the caller writes its header of `headerBytes` at the place returned.
-  @inline(__always) mutating func append(
+  @inline(__always) func append(
     headerBytes: Int, payload: UnsafeMutableRawPointer? = nil, payloadBytes: UInt32 = 0,
     piece: UInt16, request: UInt16
   ) -> UnsafeMutableRawPointer {
-    invariant(tail - head < Self.capacity, "output queue is full")
-    if headerTail + headerBytes > Self.headerCapacity { headerTail = 0 }
+    let tail = ends.pointee.tail
+    invariant(tail - ends.pointee.head < Self.capacity, "output queue is full")
+    var header = ends.pointee.headerTail
+    if header + headerBytes > Self.headerCapacity { header = 0 }
     items[tail & (Self.capacity - 1)] = OutputItem(
-      payload: payload, header: UInt32(truncatingIfNeeded: headerTail),
+      payload: payload, header: UInt32(truncatingIfNeeded: header),
       headerBytes: UInt32(truncatingIfNeeded: headerBytes), payloadBytes: payloadBytes,
       piece: piece, request: request)
-    tail += 1
-    defer { headerTail += headerBytes }
-    return headers + headerTail
+    ends.pointee.tail = tail + 1
+    ends.pointee.headerTail = header + headerBytes
+    return headers + header
   }
 
   /// Takes the first item off, sent or not.
-  mutating func popFirst() -> OutputItem? {
-    if head == tail { return nil }
-    defer { head += 1 }
-    firstSent = 0
+  func popFirst() -> OutputItem? {
+    let head = ends.pointee.head
+    if head == ends.pointee.tail { return nil }
+    ends.pointee.head = head + 1
+    ends.pointee.firstSent = 0
     return items[head & (Self.capacity - 1)]
   }
 
   /// Notes `count` sent bytes; takes off and returns the first item when that was its end, and
   /// lowers `count` by what it used.
-  @inline(__always) mutating func advance(_ count: inout Int) -> OutputItem? {
-    if head == tail { return nil }
+  @inline(__always) func advance(_ count: inout Int) -> OutputItem? {
+    let head = ends.pointee.head
+    if head == ends.pointee.tail { return nil }
     let item = items[head & (Self.capacity - 1)]
-    let rest = Int(item.headerBytes) + Int(item.payloadBytes) - firstSent
+    let rest = Int(item.headerBytes) + Int(item.payloadBytes) - ends.pointee.firstSent
     if count < rest {
-      firstSent += count
+      ends.pointee.firstSent += count
       count = 0
       return nil
     }
     count -= rest
-    firstSent = 0
-    head += 1
+    ends.pointee.firstSent = 0
+    ends.pointee.head = head + 1
     return item
   }
 
   /// Fills entries of `vector` from `used` on; headers that lie side by side share one.
-  mutating func fill(_ vector: UnsafeMutableBufferPointer<iovec>, used start: Int) -> Int {
+  func fill(_ vector: UnsafeMutableBufferPointer<iovec>, used start: Int) -> Int {
+    guard let base = vector.baseAddress else { return 0 }
     var used = start
-    var skip = firstSent
+    var skip = ends.pointee.firstSent
     var end: UnsafeMutableRawPointer?
-    var i = head
-    while i < tail {
+    for i in ends.pointee.head..<ends.pointee.tail {
       let item = items[i & (Self.capacity - 1)]
       let headerBytes = Int(item.headerBytes)
       if skip < headerBytes {
         let from = headers + Int(item.header) + skip
         if end == from {
-          vector[used - 1].iov_len += headerBytes - skip
+          base[used - 1].iov_len += headerBytes - skip
         } else {
           if used == vector.count { return used }
-          vector[used] = iovec(iov_base: from, iov_len: headerBytes - skip)
+          base[used] = iovec(iov_base: from, iov_len: headerBytes - skip)
           used += 1
         }
         end = from + (headerBytes - skip)
@@ -246,12 +275,11 @@ struct OutputQueue: ~Copyable {
       }
       if let payload = item.payload, item.payloadBytes > 0 {
         if used == vector.count { return used }
-        vector[used] = iovec(iov_base: payload + skip, iov_len: Int(item.payloadBytes) - skip)
+        base[used] = iovec(iov_base: payload + skip, iov_len: Int(item.payloadBytes) - skip)
         used += 1
         end = nil
       }
       skip = 0
-      i += 1
     }
     return used
   }

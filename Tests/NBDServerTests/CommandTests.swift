@@ -41,8 +41,9 @@ extension Array {
       let client = patterned(structured: structured)
       let reply = client.read(length, at: UInt64(offset))
       #expect(reply.error == 0 && reply.isDone && reply.isStructured == structured)
-      #expect(
-        reply.data(from: UInt64(offset), length: length) == pattern(offset..<offset + length))
+      let data = reply.data(from: UInt64(offset), length: length)
+      let isRight = data == pattern(offset..<offset + length)
+      #expect(isRight)
       #expect(client.harness.provider.inUse == 0)
     }
   }
@@ -59,7 +60,8 @@ extension Array {
     #expect(reply == Reply(isDone: true))
     var expected = pattern(0..<4 << 20)
     expected.replaceSubrange(offset..<offset + length, with: data)
-    #expect(client.harness.disk.content == expected)
+    let isRight = client.harness.disk.content == expected
+    #expect(isRight)
     #expect(client.harness.provider.inUse == 0)
   }
 
@@ -99,7 +101,8 @@ extension Array {
     let data = Array((0..<8).map { MemoryDisk.pattern.rotated(by: $0) }.joined())
     #expect(client.write(data, at: 4096).error == 0)
     let reply = client.read(32 << 20, at: 4096)
-    #expect(reply.data(from: 4096, length: 32 << 20) == data)
+    let isRight = reply.data(from: 4096, length: 32 << 20) == data
+    #expect(isRight)
     #expect(client.harness.provider.highest <= NBDSession.defaultMemoryLimit)
   }
 
@@ -165,7 +168,8 @@ extension Array {
     client.post(Command.disconnect)
     #expect(!client.harness.isClosed)
     client.harness.disk.isHeld = false
-    #expect(client.reply(read).chunks.first?.data == pattern(0..<4096))
+    let isRight = client.reply(read).chunks.first?.data == pattern(0..<4096)
+    #expect(isRight)
     #expect(client.harness.isClosed && client.harness.session.canBeDestroyed)
     #expect(client.harness.catalog.closes == 1)
   }

@@ -62,8 +62,9 @@ final class Harness {
     if serve() { moved = true }
     if transmit() { moved = true }
     if session.isStalled {
+      let allocations = provider.allocations
       session.resume()
-      if !session.isStalled { moved = true }
+      if !session.isStalled || provider.allocations > allocations { moved = true }
     }
     if session.wantsClose {
       close()

@@ -106,7 +106,7 @@ final class MemoryDisk {
   func complete(_ index: Int) -> BlockCompletion {
     let request = waiting.remove(at: index)
     var count: UInt32 = 0
-    let range = request.offset..<request.offset + max(1, request.length)
+    let range = request.offset..<request.offset + request.length
     var status = failures.first { range.contains($0.offset) }?.status ?? .ok
     if stopping { status = .stopping }
     if status == .ok { count = serve(request) } else { scribble(request) }

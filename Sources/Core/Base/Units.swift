@@ -62,7 +62,7 @@ package struct DeviceIndex: Hashable, Sendable {
 }
 
 /// Rounds `value` up to a multiple of `unit`, which must be a power of two.
-@inline(__always)
+@inlinable @inline(__always)
 package func roundUp<T: FixedWidthInteger>(_ value: T, to unit: T) -> T {
   (value + unit - 1) & ~(unit - 1)
 }
