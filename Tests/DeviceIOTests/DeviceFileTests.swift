@@ -68,7 +68,7 @@ import Testing
     let scratch = try Scratch()
     let path = scratch.file("a")
     try DeviceFile.create(path: path, size: 1 << 20, writtenInFull: false)
-    let holder = fork_holder(path, milliseconds: 400)
+    let holder = lockHolder(path, milliseconds: 400)
     defer { waitpid(holder, nil, 0) }
     #expect(holder > 0)
     let start = monotonicNanoseconds()
@@ -116,7 +116,7 @@ import Testing
 }
 
 /// A child process that holds the lock on `path` for a while, started by the shell's flock(1).
-private func fork_holder(_ path: String, milliseconds: Int) -> pid_t {
+private func lockHolder(_ path: String, milliseconds: Int) -> pid_t {
   let ready = path + ".ready"
   let script = "exec 9<'\(path)'; flock 9; : >'\(ready)'; sleep \(Double(milliseconds) / 1000)"
   var child = pid_t()
