@@ -71,6 +71,8 @@ let package = Package(
       ], swiftSettings: settings, linkerSettings: selfContained),
     .testTarget(name: "DeviceIOTests", dependencies: ["Core", "DeviceIO"], swiftSettings: settings),
     .testTarget(name: "CoreTests", dependencies: ["Core"], swiftSettings: settings),
+    .testTarget(
+      name: "CheckerTests", dependencies: ["Core", "Checker"], swiftSettings: settings),
     .testTarget(name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
     .testTarget(
       name: "ControlTests", dependencies: ["Core", "ControlAPI", "ControlServer", "sluice"],

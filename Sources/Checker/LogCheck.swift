@@ -106,11 +106,12 @@ final class LogCheck {
     if let last = epochs.last, last.firstSequence > 0 { durable = last.firstSequence - 1 }
   }
 
-  /// Looks at the start of every segment and follows the newest to its end: what is durable by
+  /// Looks at the start and the end of every segment and follows the newest to its end: what is durable by
   /// the word of the newest headers, whatever lies between.
   private func survey() {
     var newest: FrameHeader?
     for index in 0..<device.segments {
+      if let summary = device.summaryHeaderOfSegment(index) { witness(summary) }
       guard let h = device.headerOfSegment(index) else { continue }
       witness(h)
       if let n = newest, (n.epoch, n.sequence) >= (h.epoch, h.sequence) { continue }

@@ -90,6 +90,14 @@ final class LogDevice {
     return h
   }
 
+  /// A summary's header in the last block of segment place `index`, of whatever lap.
+  func summaryHeaderOfSegment(_ index: UInt64) -> FrameHeader? {
+    guard let p = load((index + 1) * segmentSize - UInt64(blockSize), count: 1),
+      let h = FrameHeader(decoding: p, tag: tag, maximumBlocks: segmentBlocks), h.kind == .summary
+    else { return nil }
+    return h
+  }
+
   /// The table of a frame; nil when it can't be read or is not what the header says.
   func table(of header: FrameHeader) -> [UInt8]? {
     if header.flags & FrameHeader.bridge != 0 { return [] }

@@ -45,8 +45,6 @@ final class LogEvents {
   private var ordinal: UInt64 = 0
   /// Names of objects that the log creates, for sentences; bounded.
   private(set) var createdNames: [UInt64: [UInt8]] = [:]
-  /// Volumes that the log adds: index, member, size.
-  private(set) var volumes: [(index: UInt64, member: UUIDBytes, sizeInBlocks: UInt64)] = []
   private(set) var blocks: UInt64 = 0
 
   init(options: CheckOptions) {
@@ -130,8 +128,6 @@ final class LogEvents {
       try self.name(newParent, new, object, removed: false)
     case .resize(let object, _): try event(object, .resize)
     case .change(let object, _): try event(object, .change)
-    case .volume(let index, let member, let sizeInBlocks):
-      if volumes.count < 1 << 16 { volumes.append((index, member, sizeInBlocks)) }
     }
   }
 

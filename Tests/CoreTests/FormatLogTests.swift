@@ -295,7 +295,7 @@ private func put(
 
 @Test func recordsThatMakeNoSenseAreRefused() {
   let cases: [(String, [UInt8])] = [
-    put("data", 0, UInt8(0)), put("data", 0, UInt8(10)), put("data", 0, UInt8(255)),
+    put("data", 0, UInt8(0)), put("data", 0, UInt8(9)), put("data", 0, UInt8(255)),
     put("data", 2, UInt16(0)), put("data", 2, UInt16(8)), put("data", 2, UInt16(47)),
     put("data", 2, UInt16.max), put("data", 4, UInt32(0)), put("data", 4, UInt32(5)),
     put("data", 4, UInt32(257)), put("data", 4, UInt32.max),
