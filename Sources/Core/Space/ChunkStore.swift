@@ -35,3 +35,23 @@ package struct DeviceRange: Hashable, Sendable {
     self.length = length
   }
 }
+
+/// The space tree itself.
+extension Tree: ChunkStore {
+  package func value(_ key: SpaceKey) throws(SpaceWait) -> UnsafeRawBufferPointer? {
+    try lookup(TreeKey(hi: key.hi, lo: key.lo))?.bytes
+  }
+
+  package func entry(
+    from key: SpaceKey
+  ) throws(SpaceWait) -> (key: SpaceKey, value: UnsafeRawBufferPointer)? {
+    guard let entry = try ceiling(TreeKey(hi: key.hi, lo: key.lo)) else { return nil }
+    return (SpaceKey(hi: entry.key.hi, lo: entry.key.lo), entry.value.bytes)
+  }
+
+  package func put(_ key: SpaceKey, _ value: UnsafeRawBufferPointer) throws(SpaceWait) {
+    try insertOrReplace(TreeKey(hi: key.hi, lo: key.lo), value)
+  }
+}
+
+extension SpaceMap: NodeAllocator {}
