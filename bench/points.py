@@ -1,9 +1,7 @@
 """Points that are timed or too large for `make test`: each must hold, or the bench fails."""
 
-import http.client
 import json
 import os
-import socket
 import statistics
 import time
 
@@ -11,6 +9,7 @@ import loads
 import servers
 from loads import GIB, MIB
 from sluicetest import tools
+from sluicetest.api import API
 
 KIB = 1 << 10
 
@@ -88,28 +87,6 @@ def verified(directory, quick):
         "verified_mib": group["read"]["io_bytes"] >> 20, "peak_memory_mib": peak >> 20,
         "holds": group["read"]["io_bytes"] >= group["write"]["io_bytes"] > 0 and peak < GIB,
     }
-
-
-class API(http.client.HTTPConnection):
-    """The HTTP API over its UNIX socket."""
-
-    def __init__(self, path):
-        super().__init__("localhost", timeout=120)
-        self.path = str(path)
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-    def call(self, method, path, body=None):
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        self.request(method, path, None if body is None else json.dumps(body), headers)
-        reply = self.getresponse()
-        content = reply.read()
-        if reply.status >= 300:
-            raise RuntimeError(f"{method} {path}: {reply.status} {content[:300]!r}")
-        return json.loads(content) if content else None
 
 
 def many_disks(directory, quick):
