@@ -15,6 +15,8 @@ import fio_verify  # noqa: E402, F401
 import bad_messages  # noqa: E402, F401
 import refusals  # noqa: E402, F401
 import full_pool  # noqa: E402, F401
+import damage  # noqa: E402, F401
+import scale  # noqa: E402, F401
 from sluicetest import runner  # noqa: E402
 
 if __name__ == "__main__":
