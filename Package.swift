@@ -39,6 +39,10 @@ let package = Package(
     .target(name: "DeviceIO", dependencies: ["Core", "CURing"], swiftSettings: settings),
     // Front ends: a protocol to block requests, no storage logic.
     .target(name: "NBDServer", dependencies: ["Core"], swiftSettings: settings),
+    // The engine's thread: ring, engine, connections; and pools as directories and devices.
+    .target(
+      name: "Daemon", dependencies: ["Core", "DeviceIO", "NBDServer", "CURing"],
+      swiftSettings: settings),
     // The control plane: messages, HTTP routes.
     .target(name: "ControlAPI", swiftSettings: settings),
     .target(
@@ -61,7 +65,7 @@ let package = Package(
     .executableTarget(
       name: "sluice",
       dependencies: [
-        "Core", "DeviceIO", "NBDServer", "ControlAPI", "ControlServer", "Checker",
+        "Core", "DeviceIO", "Daemon", "ControlAPI", "ControlServer", "Checker",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: settings, linkerSettings: selfContained),
     .executableTarget(
