@@ -96,6 +96,12 @@ private final class SpaceModel {
     }
   }
 
+  /// Allocates until there is nothing left.
+  func fill() throws {
+    let before = outOfSpace
+    while outOfSpace < before + 3 { try allocate() }
+  }
+
   private func checkBacked(_ run: BlockRun) {
     guard descriptions[run.address.volume].isSparseFile else { return }
     let units = Int(run.address.block) / 32...Int(run.end.block - 1) / 32
@@ -166,8 +172,7 @@ private final class SpaceModel {
   func checkpoint() throws {
     while true {
       do {
-        try map.commit()
-        break
+        if try map.commitSome(limit: 1 + Int(random.below(20))) { break }
       } catch SpaceWait.node {
         // All is in order in between, too.
         if random.oneIn(4) { map.verify() }
@@ -189,7 +194,8 @@ private final class SpaceModel {
     durableBlocks = newBlocks
     durableMapped = newMapped
     if random.oneIn(12) { return try crash() }  // after it
-    map.rootDurable()
+    map.rootDurable(limit: 3)
+    while !map.freeReleased(limit: 1 + Int(random.below(10))) { map.verify() }
     for v in blocks.indices {
       replaceAll(v) { $0 == .committed ? .free : $0 }
     }
@@ -302,6 +308,7 @@ private final class SpaceModel {
       }
       if step % 40 == 0 { compare() }
       if step % 700 == 699 { try crash() }
+      if step % 700 == 350 { try fill() }
     }
     compare()
     misses += store.misses

@@ -21,49 +21,62 @@ extension SpaceMap {
         leak(volume, run.count)
       } else {
         holdReleased(slot, piece.start, piece.count)
-        Self.append(run, to: &releases, from: committedReleases)
+        Self.append(run, to: &releases, from: settledReleases)
       }
       deltas.removeLast()
     }
-    if dirtyChunks.count > configuration.chunkLimit { try storeChunks() }
+    if dirtyChunks.count > configuration.chunkLimit {
+      var room = Int.max
+      try storeChunks(&room)
+    }
   }
 
   /// Stores every change in the space tree; to be called again after each wait. Afterwards only
   /// tree nodes are left to write. Call it again when nodes were given new addresses later.
-  package func commit() throws(SpaceWait) {
+  package func commit() throws(SpaceWait) { _ = try commitSome(limit: .max) }
+
+  /// As `commit`, but stores about `limit` values only; true when all is stored.
+  package func commitSome(limit: Int) throws(SpaceWait) -> Bool {
     invariant(isOpen, "a space map is committed before it is open")
+    var room = limit
     repeat {
       try applyDeltas()
-      try storeChunks()
+      try storeChunks(&room)
+      if room <= 0 && !dirtyChunks.isEmpty { return false }
       try storePages()
       try storeTotals()
     } while !deltas.isEmpty || !dirtyChunks.isEmpty || !dirtyPages.isEmpty || totalsAreDirty
-    committedReleases = releases.count
+    committedReleases = releases.count - durableReleases
+    return true
   }
 
-  private func storeChunks() throws(SpaceWait) {
+  private func storeChunks(_ room: inout Int) throws(SpaceWait) {
     // In ascending order: the tree's nodes are met once each, and appends fill them.
     let batch = takeSorted(&dirtyChunks) { table.infos[Int($0)].key < table.infos[Int($1)].key }
     var done = 0
     defer { dirtyChunks.append(contentsOf: batch[done...]) }
-    for slot in batch {
-      try prepareNodes(Self.nodesPerPut)
-      let slot = Int(slot)
-      let info = table.infos[slot]
-      // Clean before the call: the nodes that it takes may be in this very chunk, and make it
-      // dirty again.
-      table.infos[slot].isDirty = false
-      table.infos[slot].pins += 1
-      defer { table.infos[slot].pins -= 1 }
-      do {
-        try backend.put(
-          .chunk(volume: info.volume, chunk: UInt64(info.chunk)),
-          UnsafeRawBufferPointer(start: table.used(slot), count: SpaceFormat.bitmapBytes))
-      } catch {
-        table.infos[slot].isDirty = true
-        throw error
-      }
+    while done < batch.count && room > 0 {
+      try storeChunk(Int(batch[done]))
       done += 1
+      room -= 1
+    }
+  }
+
+  private func storeChunk(_ slot: Int) throws(SpaceWait) {
+    try prepareNodes(Self.nodesPerPut)
+    let info = table.infos[slot]
+    // Clean before the call: the nodes that it takes may be in this very chunk, and make it dirty
+    // again.
+    table.infos[slot].isDirty = false
+    table.infos[slot].pins += 1
+    defer { table.infos[slot].pins -= 1 }
+    do {
+      try backend.put(
+        .chunk(volume: info.volume, chunk: UInt64(info.chunk)),
+        UnsafeRawBufferPointer(start: table.used(slot), count: SpaceFormat.bitmapBytes))
+    } catch {
+      table.infos[slot].isDirty = true
+      throw error
     }
   }
 
@@ -118,10 +131,22 @@ extension SpaceMap {
 
   // MARK: After the root
 
+  /// Entries of `releases` that later ones must not be merged into.
+  var settledReleases: Int { durableReleases + committedReleases }
+
   /// The root of the last `commit` is durable on every volume: what was released before that
-  /// commit is free, or goes to the punch queue.
-  package func rootDurable() {
-    let freed = releases[..<committedReleases]
+  /// commit is free, or goes to the punch queue. With a limit, `freeReleased` does the rest.
+  package func rootDurable(limit: Int = .max) {
+    durableReleases += committedReleases
+    committedReleases = 0
+    freeReleased(limit: limit)
+  }
+
+  /// Frees up to `limit` more of the runs whose root is durable; true when none is left.
+  @discardableResult
+  package func freeReleased(limit: Int) -> Bool {
+    let count = min(limit, durableReleases)
+    let freed = releases[..<count]
     // Before anything becomes free: a unit with every block in use is backed by the file system.
     for run in freed where volumes[run.address.volume].isSparse { learnBacking(run) }
     for run in freed {
@@ -131,8 +156,9 @@ extension SpaceMap {
       unsettleBacking(volumes[run.address.volume], table.infos[slot].group)
     }
     for run in freed { queuePunch(run) }
-    releases.removeFirst(committedReleases)
-    committedReleases = 0
+    releases.removeFirst(count)
+    durableReleases -= count
+    return durableReleases == 0
   }
 
   /// Queues the whole units that the run touches and that are free now.

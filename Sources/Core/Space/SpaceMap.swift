@@ -10,6 +10,8 @@
 //     rootDurable()       what was released before that commit can be handed out again, or is
 //                         punched first: nextPunch(), punchDone()
 //
+// Both can be done in steps, with requests served in between: commitSome, freeReleased.
+//
 // allocateRun, returnRun, reserve and the backing calls may come at any time in between: they
 // change only what is in memory. Notes that come between commit and rootDurable belong to the next
 // cycle.
@@ -66,9 +68,10 @@ package final class SpaceMap: NodeAllocator {
 
   /// Released blocks whose chunk was not in memory.
   var deltas: [BlockRun] = []
-  /// Blocks in state held that wait for a durable root; the first `committedReleases` entries are
-  /// part of the last commit.
+  /// Blocks in state held that wait for a durable root: first those whose root is durable, which
+  /// `freeReleased` works off, then those that are part of the last commit, then later ones.
   var releases: [BlockRun] = []
+  var durableReleases = 0
   var committedReleases = 0
   var punches: [BlockRun] = []
   var punchHead = 0
@@ -178,7 +181,7 @@ package final class SpaceMap: NodeAllocator {
 
   /// Memory is getting short: end the cycle soon and take a checkpoint.
   package var wantsCheckpoint: Bool {
-    table.count > configuration.chunkLimit || releases.count + deltas.count > 1 << 18
+    table.count > configuration.chunkLimit || releases.count + deltas.count > 1 << 16
   }
 
   /// Free blocks that more backing may turn into `backedFree`; 0 when every file system is full.
