@@ -584,14 +584,15 @@ package final class Destager {
         )
       }
       guard let (object, tree, record) = deletedTree else { break }
-      let space = pool.space
-      var freed = 0
+      // Counted as it happens: what was freed before a wait stays freed.
       let isEmpty = try ExtentMap(tree: tree).pruneSome(maxLeaves: 64) { address, count, birth in
-        freed += count
-        if birth > record.branchInstant { space.noteReleased(address, count) }
+        deletedTree!.record.usedBlocks -= UInt64(count)
+        pool.catalog.freeingBlocks -= min(UInt64(count), pool.catalog.freeingBlocks)
+        if birth > record.branchInstant {
+          deletedTree!.record.exclusiveBlocks -= UInt64(count)
+          pool.space.noteReleased(address, count)
+        }
       }
-      deletedTree!.record.usedBlocks -= UInt64(freed)
-      pool.catalog.freeingBlocks -= UInt64(min(freed, Int(pool.catalog.freeingBlocks)))
       progress += 1
       if isEmpty {
         let left = deletedTree!.record.metadataBlocks
@@ -621,8 +622,11 @@ package final class Destager {
     try pool.catalog.update(object) {
       $0.map = tree.root
       $0.usedBlocks = record.usedBlocks
+      $0.exclusiveBlocks = record.exclusiveBlocks
       $0.metadataBlocks = nodes
     }
+    let freed = record.metadataBlocks - min(nodes, record.metadataBlocks)
+    pool.catalog.freeingBlocks -= min(freed, pool.catalog.freeingBlocks)
     deletedTree = nil
     phase = .commit
     return true
