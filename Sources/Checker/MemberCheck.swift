@@ -157,7 +157,9 @@ struct MemberCheck {
       throw CheckFailure("no volume holds a valid root of this pool; it can't be opened or checked")
     }
     findings.counters.checkpoint = newest.checkpoint
-    return (newest, volumes.indices.filter { found[$0] != newest.checkpoint })
+    // A volume that was added later gets its first root from the next checkpoint.
+    let known = volumes.indices.prefix(Int(newest.volumes))
+    return (newest, known.filter { found[$0] != newest.checkpoint })
   }
 
   private func root(
