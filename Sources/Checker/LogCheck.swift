@@ -180,8 +180,11 @@ final class LogCheck {
     let counter = epochCounter + 2
     let block = AlignedMemory(bytes: blockSize)
     EpochRecord(tag: device.tag, counter: counter, epochs: epochs).encode(to: block.base)
-    let place = LogLayout.epochs + counter % LogLayout.epochRing
-    if members.log.write(block: place, from: block.base), members.log.flush() {
+    let place = LogLayout.epochRecord(counter)
+    let isWritten = (0..<LogLayout.epochCopies).allSatisfy {
+      members.log.write(block: place + $0, from: block.base)
+    }
+    if isWritten, members.log.flush() {
       findings.repaired("the log: wrote the epoch record anew from the frames of its epochs")
     }
   }
