@@ -60,7 +60,10 @@ let package = Package(
       ], swiftSettings: settings),
     .testTarget(name: "CoreTests", dependencies: ["Core"], swiftSettings: settings),
     .testTarget(
-      name: "ControlTests", dependencies: ["Core", "ControlAPI", "ControlServer", "sluice"],
-      swiftSettings: settings),
+      name: "ControlTests",
+      dependencies: [
+        "Core", "ControlAPI", "ControlServer", "sluice",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ], swiftSettings: settings),
   ]
 )
