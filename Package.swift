@@ -3,6 +3,17 @@ import PackageDescription
 
 let settings: [SwiftSetting] = [.treatAllWarnings(as: .error)]
 
+// Executables carry the Swift runtime in them, so that they run on a machine without a toolchain.
+// This is said here and not with `--static-swift-stdlib`: the tests can't be linked that way, and
+// with one set of compiler flags `make build` and `make test` share every object file. What
+// Foundation's static archives need of each other has to be named.
+let selfContained: [LinkerSetting] = [
+  .unsafeFlags([
+    "-static-stdlib", "-lCoreFoundation", "-l_FoundationICU", "-l_FoundationCShims",
+    "-l_FoundationCollections", "-lswiftSynchronization",
+  ])
+]
+
 let package = Package(
   name: "sluice",
   products: [
@@ -28,6 +39,10 @@ let package = Package(
     .target(name: "DeviceIO", dependencies: ["Core", "CURing"], swiftSettings: settings),
     // Front ends: a protocol to block requests, no storage logic.
     .target(name: "NBDServer", dependencies: ["Core"], swiftSettings: settings),
+    // The engine's thread: ring, engine, connections; and pools as directories and devices.
+    .target(
+      name: "Daemon", dependencies: ["Core", "DeviceIO", "NBDServer", "CURing"],
+      swiftSettings: settings),
     // The control plane: messages, HTTP routes.
     .target(name: "ControlAPI", swiftSettings: settings),
     .target(
@@ -50,15 +65,19 @@ let package = Package(
     .executableTarget(
       name: "sluice",
       dependencies: [
-        "Core", "DeviceIO", "NBDServer", "ControlAPI", "ControlServer", "Checker",
+        "Core", "DeviceIO", "Daemon", "ControlAPI", "ControlServer", "Checker",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
-      ], swiftSettings: settings),
+      ], swiftSettings: settings, linkerSettings: selfContained),
     .executableTarget(
       name: "sluice-sim",
       dependencies: [
         "Simulation", .product(name: "ArgumentParser", package: "swift-argument-parser"),
-      ], swiftSettings: settings),
+      ], swiftSettings: settings, linkerSettings: selfContained),
+    .testTarget(name: "DeviceIOTests", dependencies: ["Core", "DeviceIO"], swiftSettings: settings),
     .testTarget(name: "CoreTests", dependencies: ["Core"], swiftSettings: settings),
+    .testTarget(
+      name: "CheckerTests", dependencies: ["Core", "Checker"], swiftSettings: settings),
+    .testTarget(name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
     .testTarget(
       name: "ControlTests",
       dependencies: [

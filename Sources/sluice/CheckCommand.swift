@@ -34,5 +34,7 @@ package struct CheckCommand: ParsableCommand {
     if pool.isEmpty { throw ValidationError("--pool needs a directory") }
   }
 
+  package func run() throws { try runCheck(options()) }
+
   package func options() -> CheckOptions { CheckOptions(pool: pool, repair: repair, json: json) }
 }

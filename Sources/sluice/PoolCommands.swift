@@ -75,6 +75,8 @@ package struct PoolCreate: ParsableCommand {
 
   package func validate() throws { _ = try options() }
 
+  package func run() throws { try createPool(options()) }
+
   /// The options as one value. Throws a `ValidationError` that says which is wrong and why.
   package func options() throws -> PoolCreateOptions {
     let name = name ?? directory.split(separator: "/").last.map(String.init) ?? ""
@@ -118,6 +120,8 @@ package struct PoolAdd: ParsableCommand {
 
   package func validate() throws { _ = try options() }
 
+  package func run() throws { try addToPool(options()) }
+
   package func options() throws -> PoolAddOptions {
     PoolAddOptions(directory: directory, space: try MemberPath(space), force: force)
   }
@@ -134,6 +138,8 @@ package struct PoolShow: ParsableCommand {
   package var json = false
 
   package init() {}
+
+  package func run() throws { try showPool(directory, json: json) }
 }
 
 package struct PoolScan: ParsableCommand {
@@ -148,6 +154,8 @@ package struct PoolScan: ParsableCommand {
   package var json = false
 
   package init() {}
+
+  package func run() throws { try scanForPools(devices, json: json) }
 }
 
 package struct PoolOpen: ParsableCommand {
@@ -162,14 +170,27 @@ package struct PoolOpen: ParsableCommand {
   package var devices: [String]
 
   package init() {}
+
+  package func run() throws { try openPool(directory, devices: devices) }
 }
 
 package struct PoolList: ParsableCommand {
   package static let configuration = CommandConfiguration(
-    commandName: "list", abstract: "List this host's pools.")
+    commandName: "list", abstract: "List the pools on this host's block devices.",
+    discussion: "The same as `sluice pool scan` without devices.")
 
   @Flag(help: "Print them as JSON.")
   package var json = false
 
   package init() {}
+
+  package func run() throws { try scanForPools([], json: json) }
+}
+
+struct PoolCommands: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "pool", abstract: "Make, grow, show and find pools.",
+    subcommands: [
+      PoolCreate.self, PoolAdd.self, PoolShow.self, PoolList.self, PoolScan.self, PoolOpen.self,
+    ])
 }

@@ -50,6 +50,8 @@ package struct ServeCommand: ParsableCommand {
 
   package func validate() throws { _ = try options() }
 
+  package func run() throws { try runServe(options()) }
+
   /// The options as one value. Throws a `ValidationError` that says which is wrong and why.
   package func options() throws -> ServeOptions {
     guard !pool.isEmpty else { throw ValidationError("--pool needs a directory") }

@@ -13,7 +13,10 @@ package struct Sluice: ParsableCommand {
     commandName: "sluice",
     abstract: "Thin disks for virtual machines, on whatever block storage you own.",
     version: sluiceVersion,
-    subcommands: [DiskCommands.self, StatusCommand.self, FlushCommand.self, ScrubCommand.self])
+    subcommands: [
+      PoolCommands.self, ServeCommand.self, DiskCommands.self, StatusCommand.self,
+      FlushCommand.self, ScrubCommand.self, CheckCommand.self,
+    ])
 
   package init() {}
 }

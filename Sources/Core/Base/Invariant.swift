@@ -2,7 +2,7 @@
 ///
 /// A broken invariant stops the process with a message: the log makes a stop safe, going on with
 /// wrong state does not. Never use it on anything that a client, a device or a user can cause.
-@inline(__always)
+@inlinable @inline(__always)
 package func invariant(
   _ condition: @autoclosure () -> Bool, _ message: @autoclosure () -> String,
   file: StaticString = #fileID, line: UInt = #line
@@ -11,7 +11,7 @@ package func invariant(
 }
 
 /// Stops the process: the state that was reached must not exist.
-@inline(never)
+@usableFromInline @inline(never)
 package func invariantBroken(
   _ message: String, file: StaticString = #fileID, line: UInt = #line
 ) -> Never {
