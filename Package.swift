@@ -79,7 +79,10 @@ let package = Package(
       name: "CheckerTests", dependencies: ["Core", "Checker"], swiftSettings: settings),
     .testTarget(name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
     .testTarget(
-      name: "ControlTests", dependencies: ["Core", "ControlAPI", "ControlServer", "sluice"],
-      swiftSettings: settings),
+      name: "ControlTests",
+      dependencies: [
+        "Core", "ControlAPI", "ControlServer", "sluice",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ], swiftSettings: settings),
   ]
 )
