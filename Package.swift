@@ -25,6 +25,10 @@ let package = Package(
     .target(name: "DeviceIO", dependencies: ["Core", "CURing"], swiftSettings: settings),
     // Front ends: a protocol to block requests, no storage logic.
     .target(name: "NBDServer", dependencies: ["Core"], swiftSettings: settings),
+    // The engine's thread: ring, engine and connections in one loop.
+    .target(
+      name: "Daemon", dependencies: ["Core", "DeviceIO", "NBDServer", "CURing"],
+      swiftSettings: settings),
     // The control plane: messages, HTTP routes.
     .target(name: "ControlAPI", swiftSettings: settings),
     .target(
@@ -51,7 +55,9 @@ let package = Package(
       dependencies: [
         "Simulation", .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: settings),
-    .testTarget(name: "DeviceIOTests", dependencies: ["Core", "DeviceIO"], swiftSettings: settings),
+    .testTarget(
+      name: "DeviceIOTests", dependencies: ["Core", "DeviceIO", "Daemon"],
+      swiftSettings: settings),
     .testTarget(name: "CoreTests", dependencies: ["Core"], swiftSettings: settings),
     .testTarget(name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
   ]
