@@ -3,6 +3,17 @@ import PackageDescription
 
 let settings: [SwiftSetting] = [.treatAllWarnings(as: .error)]
 
+// Executables carry the Swift runtime in them, so that they run on a machine without a toolchain.
+// This is said here and not with `--static-swift-stdlib`: the tests can't be linked that way, and
+// with one set of compiler flags `make build` and `make test` share every object file. What
+// Foundation's static archives need of each other has to be named.
+let selfContained: [LinkerSetting] = [
+  .unsafeFlags([
+    "-static-stdlib", "-lCoreFoundation", "-l_FoundationICU", "-l_FoundationCShims",
+    "-l_FoundationCollections", "-lswiftSynchronization",
+  ])
+]
+
 let package = Package(
   name: "sluice",
   products: [
@@ -11,9 +22,12 @@ let package = Package(
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0", traits: []),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
     .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
-    .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
+    // Without its default traits: "FullFoundation" would link full Foundation and 47 MB of ICU.
+    .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
+    .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.8.0"),
   ],
   targets: [
     // Thin shims over the field's C libraries.
@@ -25,7 +39,7 @@ let package = Package(
     .target(name: "DeviceIO", dependencies: ["Core", "CURing"], swiftSettings: settings),
     // Front ends: a protocol to block requests, no storage logic.
     .target(name: "NBDServer", dependencies: ["Core"], swiftSettings: settings),
-    // The engine's thread: ring, engine and connections in one loop.
+    // The engine's thread: ring, engine, connections; and pools as directories and devices.
     .target(
       name: "Daemon", dependencies: ["Core", "DeviceIO", "NBDServer", "CURing"],
       swiftSettings: settings),
@@ -34,8 +48,12 @@ let package = Package(
     .target(
       name: "ControlServer",
       dependencies: [
-        "ControlAPI",
+        "Core", "ControlAPI",
         .product(name: "Hummingbird", package: "hummingbird"),
+        .product(name: "HummingbirdCore", package: "hummingbird"),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+        .product(name: "NIOCore", package: "swift-nio"),
         .product(name: "NIOHTTP1", package: "swift-nio"),
         .product(name: "NIOPosix", package: "swift-nio"),
         .product(name: "Logging", package: "swift-log"),
@@ -47,18 +65,23 @@ let package = Package(
     .executableTarget(
       name: "sluice",
       dependencies: [
-        "Core", "DeviceIO", "NBDServer", "ControlAPI", "ControlServer", "Checker",
+        "Core", "DeviceIO", "Daemon", "ControlAPI", "ControlServer", "Checker",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
-      ], swiftSettings: settings),
+      ], swiftSettings: settings, linkerSettings: selfContained),
     .executableTarget(
       name: "sluice-sim",
       dependencies: [
         "Simulation", .product(name: "ArgumentParser", package: "swift-argument-parser"),
-      ], swiftSettings: settings),
+      ], swiftSettings: settings, linkerSettings: selfContained),
     .testTarget(
       name: "DeviceIOTests", dependencies: ["Core", "DeviceIO", "Daemon"],
       swiftSettings: settings),
     .testTarget(name: "CoreTests", dependencies: ["Core"], swiftSettings: settings),
+    .testTarget(
+      name: "CheckerTests", dependencies: ["Core", "Checker"], swiftSettings: settings),
     .testTarget(name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
+    .testTarget(
+      name: "ControlTests", dependencies: ["Core", "ControlAPI", "ControlServer", "sluice"],
+      swiftSettings: settings),
   ]
 )

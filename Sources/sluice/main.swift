@@ -1,1 +1,3 @@
-print("sluice")
+import Glibc
+
+exit(runSluice(Array(CommandLine.arguments.dropFirst())))

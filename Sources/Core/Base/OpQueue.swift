@@ -4,7 +4,7 @@ package enum OpOwner: UInt8, Sendable {
   case readPart, largeWrite
   case nodeLoad, nodeHeal, nodeWrite
   case destageRead, destageWrite, volumeFlush, rootWrite
-  case backing, punch, scrubRead
+  case backing, punch
   case recovery
 }
 

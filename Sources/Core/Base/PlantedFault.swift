@@ -1,16 +1,30 @@
-/// Faults that the simulator plants into the engine to prove that it would notice them. Nil in
-/// production.
+/// A mistake that a storage engine can make, built in on purpose so that the simulator proves it
+/// would catch it. The engine's configuration carries one at most; in production it is nil.
 package enum PlantedFault: String, CaseIterable, Sendable {
+  /// Writes are acknowledged when they enter a frame, before the frame is on stable storage.
   case ackBeforeDurable
+  /// Space that the running checkpoint frees is handed out before its root is durable (R18).
   case freedBlocksReusedBeforeCheckpoint
+  /// Recovery takes the last frames of the log without checking their payload (R1, R3).
   case logTailUnchecked
+  /// Opening the log goes on in the old epoch (R2).
   case epochNotRaised
+  /// A large write's extent record may enter a frame before its data is durable (R5).
   case extentRecordBeforeData
+  /// Blocks are destaged in place before their log record is durable (R14).
   case inPlaceBeforeLogDurable
+  /// The flush before a checkpoint's root leaves one volume out (R18).
   case volumeNotFlushed
+  /// Recovery serves without having flushed log and volumes (R6).
   case noFlushInRecovery
+  /// The cache keeps an old block after it was overwritten (R9).
   case staleCacheAfterOverwrite
+  /// A freed run is punched when it may have been allocated anew (R16).
   case punchAfterReuse
+  /// An older root is taken although a newer one had been completed (R19).
   case olderRootAccepted
+  /// A checkpoint holds records behind the log position that it names (R17).
   case checkpointNotExactPrefix
+  /// The simulator's own: a restart does not wait until the killed process's writes are done (R6).
+  case lockNotAwaited
 }

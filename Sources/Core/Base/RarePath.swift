@@ -33,7 +33,10 @@ package struct RarePathCounters: Sendable {
   package private(set) var counts = [UInt64](repeating: 0, count: RarePath.allCases.count)
   package init() {}
   @inline(__always) package mutating func hit(_ path: RarePath) { counts[path.rawValue] += 1 }
-  package subscript(_ path: RarePath) -> UInt64 { counts[path.rawValue] }
+  package subscript(_ path: RarePath) -> UInt64 {
+    get { counts[path.rawValue] }
+    set { counts[path.rawValue] = newValue }
+  }
   package mutating func add(_ other: Self) {
     for i in counts.indices { counts[i] += other.counts[i] }
   }

@@ -33,6 +33,11 @@ package struct BlockAddress: Hashable, Comparable, Sendable {
   @inline(__always) package var byteOffset: UInt64 { block << blockShift }
   @inline(__always) package var isNone: Bool { raw == 0 }
   package static let none = Self(raw: 0)
+  /// Whether `count` blocks from here can be homes on some volume: none of them in the label
+  /// area, all of them within 48 bits. Adding up to `count` to such an address can't overflow.
+  @inline(__always) package func isHome(count: UInt64) -> Bool {
+    block >= VolumeLayout.reserved && count <= (1 << 48) - block
+  }
   @inline(__always) package static func < (a: Self, b: Self) -> Bool { a.raw < b.raw }
   @inline(__always) package static func + (a: Self, b: UInt64) -> Self { Self(raw: a.raw + b) }
 }

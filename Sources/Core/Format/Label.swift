@@ -110,7 +110,16 @@ package struct DeviceLabel: Equatable, Sendable {
     created = p.u64(64)
     poolName = String(
       decoding: UnsafeRawBufferPointer(start: p + 73, count: Int(p.u8(72))), as: UTF8.self)
-    if role == .log, !(LogLayout.segmentShifts ~= segmentShift) { throw .damaged }
+    switch role {
+    case .log:
+      guard LogLayout.segmentShifts ~= segmentShift,
+        sizeInBlocks < BlockIndex.limit,
+        LogLayout.segments(sizeInBlocks: sizeInBlocks, shift: segmentShift)
+          >= LogLayout.minimumSegments
+      else { throw .damaged }
+    case .volume:
+      guard sizeInBlocks > VolumeLayout.reserved, sizeInBlocks < 1 << 48 else { throw .damaged }
+    }
     if sizeInBlocks > actualSizeInBlocks {
       throw .truncated(labelled: sizeInBlocks, actual: actualSizeInBlocks)
     }
@@ -154,6 +163,11 @@ package enum LogLayout {
     var shift = segmentShifts.upperBound
     while shift > segmentShifts.lowerBound, bytes >> UInt64(shift) < 16 { shift -= 1 }
     return shift
+  }
+
+  /// How many whole segments of `1 << shift` bytes a log of this size holds.
+  package static func segments(sizeInBlocks: UInt64, shift: UInt32) -> UInt64 {
+    sizeInBlocks <= data ? 0 : (sizeInBlocks - data) >> (UInt64(shift) - blockShift)
   }
 
   /// The smallest log: label area and `minimumSegments` of 1 MiB.

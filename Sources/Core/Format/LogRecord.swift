@@ -5,7 +5,7 @@
 //       1  u8   flags (zero)
 //       2  u16  length of the record in bytes, padding included
 //       4  u32  count: blocks for data and extent records, else zero
-//       8  u64  object id (volume index for "volume")
+//       8  u64  object id
 //
 //     1 data      16 u64 block   24 u32 generation   28 u32 first payload block of the frame
 //                 32 u32[count] CRC32C of each block                         count 1...256
@@ -20,7 +20,6 @@
 //     7 resize    16 u64 new size in bytes
 //     8 change    16 u8 mask (1 durability, 2 read_only, 4 comment)   17 u8 durability
 //                 18 u8 read_only   19 u8 0   20 u16 comment length   22 u16 0   24 comment
-//     9 volume    16 u64[2] member UUID   32 u64 size in blocks
 //
 // Types 16 and up are left for marks (snapshot, clone, rollback, hold) and the cluster.
 // A decoder refuses a table with a type, length or count that it does not know.
@@ -48,7 +47,6 @@ package enum LogRecord {
     object: ObjectID, parent: ObjectID, name: [UInt8], newParent: ObjectID, newName: [UInt8])
   case resize(object: ObjectID, size: UInt64)
   case change(object: ObjectID, DiskAttributeChange)
-  case volume(index: UInt64, member: UUIDBytes, sizeInBlocks: UInt64)
 
   package static let maximumCount = 256
   package static let maximumName = 255
@@ -68,7 +66,6 @@ package enum LogRecord {
     case .rename(_, _, let name, _, let new): roundUp(40 + name.count + new.count, to: 8)
     case .resize: 24
     case .change(_, let change): roundUp(24 + (change.comment?.utf8.count ?? 0), to: 8)
-    case .volume: 40
     }
   }
 
@@ -82,7 +79,6 @@ package enum LogRecord {
     case .rename(let object, _, _, _, _): (6, 0, object.raw)
     case .resize(let object, _): (7, 0, object.raw)
     case .change(let object, _): (8, 0, object.raw)
-    case .volume(let index, _, _): (9, 0, index)
     }
   }
 
@@ -148,10 +144,6 @@ package enum LogRecord {
         (p + 24).copyBytes(bytes)
       }
       p.put(mask, at: 16)
-    case .volume(_, let member, let sizeInBlocks):
-      p.put(member.high, at: 16)
-      p.put(member.low, at: 24)
-      p.put(sizeInBlocks, at: 32)
     }
   }
 }
@@ -197,7 +189,8 @@ package struct RecordCursor {
     switch p.u8(0) {
     case 1:
       guard (1...LogRecord.maximumCount).contains(count),
-        size == LogRecord.dataSize(count: count), p.u64(16) < BlockIndex.limit
+        size == LogRecord.dataSize(count: count),
+        p.u64(16) <= BlockIndex.limit - UInt64(count)
       else { return nil }
       return .data(
         object: object, generation: p.u32(24), block: BlockIndex(p.u64(16)), count: count,
@@ -210,7 +203,9 @@ package struct RecordCursor {
         object: object, generation: p.u32(24), block: BlockIndex(p.u64(16)), count: p.u64(32))
     case 3:
       guard (1...LogRecord.maximumCount).contains(count),
-        size == LogRecord.extentSize(count: count), p.u64(16) < BlockIndex.limit
+        size == LogRecord.extentSize(count: count),
+        p.u64(16) <= BlockIndex.limit - UInt64(count),
+        BlockAddress(raw: p.u64(32)).isHome(count: UInt64(count))
       else { return nil }
       return .extent(
         object: object, generation: p.u32(24), block: BlockIndex(p.u64(16)), count: count,
@@ -240,11 +235,6 @@ package struct RecordCursor {
       guard size == 24 else { return nil }
       return .resize(object: object, size: p.u64(16))
     case 8: return decodeChange(p, size: size, object: object)
-    case 9:
-      guard size == 40 else { return nil }
-      return .volume(
-        index: object.raw, member: UUIDBytes(high: p.u64(16), low: p.u64(24)),
-        sizeInBlocks: p.u64(32))
     default:
       return nil
     }
@@ -254,7 +244,7 @@ package struct RecordCursor {
     guard size >= 24 else { return nil }
     let mask = p.u8(16)
     let length = Int(p.u16(20))
-    guard mask < 8, length <= LogRecord.maximumComment, size == roundUp(24 + length, to: 8) else {
+    guard mask < 8, length <= LogRecord.maximumComment, mask & 4 != 0 || length == 0, size == roundUp(24 + length, to: 8) else {
       return nil
     }
     var change = DiskAttributeChange()
@@ -263,7 +253,12 @@ package struct RecordCursor {
       change.durability = durability
     }
     if mask & 2 != 0 { change.readOnly = p.u8(18) != 0 }
-    if mask & 4 != 0 { change.comment = String(decoding: bytes(p + 24, length), as: UTF8.self) }
+    if mask & 4 != 0 {
+      guard let comment = String(validating: bytes(p + 24, length), as: UTF8.self) else {
+        return nil
+      }
+      change.comment = comment
+    }
     return .change(object: object, change)
   }
 }

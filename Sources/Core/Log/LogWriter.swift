@@ -40,7 +40,7 @@ package final class LogWriter {
     fileprivate var index: Int
     fileprivate(set) package var tableLength = 0
     fileprivate(set) package var payloadBlocks = 0
-    fileprivate var records = 0
+    fileprivate(set) package var records = 0
     fileprivate(set) package var sequence: FrameSequence = 0
     fileprivate(set) package var position: UInt64 = 0
     fileprivate(set) package var headerChecksum: UInt32 = 0
@@ -88,6 +88,8 @@ package final class LogWriter {
   package private(set) var headerWatermark: FrameSequence = 0
   /// Frames written without durability and not yet covered by a flush.
   private var plainOutstanding = 0
+  /// The last frame that was not empty.
+  package private(set) var lastDataSequence: FrameSequence = 0
   private var syncInFlight: FrameSequence = 0
   /// The highest segment that a frame of this run was sent to.
   private var touchedSegment: Int64 = -1
@@ -328,6 +330,7 @@ package final class LogWriter {
       plainBytes += UInt64(header.blocks) << blockShift
       if frame.mustBeDurable || plainBytes > Self.maximumUnsynced { syncWanted = true }
     }
+    if frame.records > 0 { lastDataSequence = frame.sequence }
     inFlight += 1
     line.push(frame.index)
     ops.issue(
@@ -357,11 +360,9 @@ package final class LogWriter {
 
   // MARK: Order
 
-  /// Asks for a flush of the log that covers all frames sealed so far. Returns the sequence whose
-  /// durability answers the request.
-  package func requestSync() -> FrameSequence {
+  /// Asks for a flush of the log that covers all frames written so far.
+  package func requestSync() {
     if plainOutstanding > 0 { syncWanted = true }
-    return open == nil ? state.nextSequence - 1 : state.nextSequence
   }
 
   /// Moves the marks on over what was written, and issues a flush when one is wanted and not

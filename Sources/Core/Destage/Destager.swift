@@ -1,0 +1,825 @@
+// Destaging: the background cycle that moves what the log holds to its homes and switches vSpace
+// to a new state, so that log space can be reused. It is the only one that changes vSpace.
+//
+//     idle ─▶ begin ─▶ structural ─▶ sweep ⇄ (read ▶ write ▶ map) ─▶ maps ─▶ deleted
+//       ▲                                                                       │
+//       └── finish ◀─ root ◀─ flushVolumes ◀─ logDurable ◀─ nodes ◀─ commit ◀──┘
+//
+// A cycle has a cut C, the last frame that counted when it began. It applies exactly the records
+// at or before C (R17): first the structural ones, in order; then it sweeps the log index once in
+// key order and moves every entry whose sequence is <= C. An entry with a later sequence has
+// replaced what was there: it is left for the next cycle (absorbed), which is right because it is
+// durable before the root is written (`logDurable`) and will be replayed.
+//
+// Entries leave the index when the map in memory names their home; the log keeps their frames
+// until the root is durable (R18). A block owned alone is overwritten in place; its log record is
+// durable (R14), so a torn home is always covered.
+//
+// Every step is bounded, and repeatable after a wait for metadata.
+
+package final class Destager {
+  private enum Phase {
+    case idle, begin, structural, sweep, reading, writing, mapping, maps, deleted, commit, nodes
+    case logDurable, flushVolumes, root, finish
+  }
+
+  private let pool: Pool
+  private var phase = Phase.idle
+  private let batch = DestageBatch()
+
+  // The cycle's cut.
+  private var cut: FrameSequence = 0
+  private var cutPosition: UInt64 = 0
+  private var cutChain: UInt32 = 0
+  private var cutEpoch: UInt64 = 0
+  private var rootToWrite = RootRecord()
+
+  private var cursor = IndexKey(raw: 0)
+  private var sweepEnded = false
+  private var mapped = 0
+  /// Slots swept since their maps were last written out, in order.
+  private var visited: [UInt32] = []
+  private var durableGoal: FrameSequence = 0
+  private var outstanding = 0
+  private var failedOps = 0
+  private let rootMemory: AlignedMemory
+  private var nodeWrites: [NodeWrite?] = []
+  private var freeNodeWrites: [Int] = []
+  private var deletedTree: (object: ObjectID, tree: Tree, record: ObjectRecord)?
+
+  /// Set while homes must not be overwritten: log frames up to the cut are not durable in the log
+  /// (a flush of it failed), but will be at home.
+  package var relocateAll = false
+  package var isHeld = false
+  package private(set) var destagedBlocks: UInt64 = 0
+  package private(set) var cycles: UInt64 = 0
+  /// Progress in work units, for back-pressure: grows with every block moved and node written.
+  package private(set) var progress: UInt64 = 0
+  private(set) package var isWaitingForDevice = false
+  private var retryAt: UInt64 = 0
+  private var now: UInt64 = 0
+  private var wallClock: UInt64 = 0
+
+  package init(_ pool: Pool) {
+    self.pool = pool
+    rootMemory = AlignedMemory(bytes: blockSize)
+  }
+
+  package var isIdle: Bool { phase == .idle }
+  package var currentCut: FrameSequence { isIdle ? 0 : cut }
+  /// When a stalled step wants to be tried again.
+  package var wakeup: UInt64 { isWaitingForDevice ? retryAt : .max }
+
+  /// Blocks that the cycle has still to move, roughly.
+  package var remainingWork: Int {
+    if isIdle { return 0 }
+    let left = sweepEnded ? 0 : max(0, workAtStart - Int(destagedBlocks - destagedAtStart))
+    return left + pool.store.dirtyCount + 64
+  }
+  private var workAtStart = 0
+  private var destagedAtStart: UInt64 = 0
+
+  /// Whether there is anything that a cycle would do.
+  package var hasWork: Bool {
+    pool.index.count > 0 || pool.catalog.pendingCount > 0 || pool.catalog.deletedObjects > 0
+      || pool.space.releasedPending > 0
+      || pool.log.appliedSequence > pool.root.cutSequence
+  }
+
+  /// Starts a cycle with what counts now.
+  package func start() {
+    guard isIdle, !isHeld else { return }
+    phase = .begin
+  }
+
+  // MARK: The cycle
+
+  /// Goes on as far as it can without waiting, but only some hundred blocks at a time, so that
+  /// requests never wait long. Returns the wait that metadata must end, if any; true in `again`
+  /// means that it would go on at once.
+  package func step(now: UInt64, wallClock: UInt64) -> (wait: SpaceWait?, again: Bool) {
+    self.now = now
+    self.wallClock = wallClock
+    if isWaitingForDevice {
+      if now < retryAt { return (nil, false) }
+      isWaitingForDevice = false
+    }
+    do throws(SpaceWait) {
+      for _ in 0..<16 {
+        if try !advance() { return (nil, false) }
+      }
+      return (nil, true)
+    } catch {
+      return (error, false)
+    }
+  }
+
+  /// One step; false when it waits for a device or has nothing to do.
+  private func advance() throws(SpaceWait) -> Bool {
+    switch phase {
+    case .idle: return false
+    case .begin: return begin()
+    case .structural: return try applyStructural()
+    case .sweep: return try sweep()
+    case .reading, .writing: return false
+    case .mapping: return try mapBatch()
+    case .maps: return try finishMaps()
+    case .deleted: return try freeDeleted()
+    case .commit: return try commit()
+    case .nodes: return try writeNodes()
+    case .logDurable: return awaitLog()
+    case .flushVolumes: return false
+    case .root: return false
+    case .finish: return finish()
+    }
+  }
+
+  private func begin() -> Bool {
+    if durableGoal == 0 {
+      cut = pool.log.appliedSequence
+      cutPosition = pool.log.appliedPosition
+      cutChain = pool.log.appliedChain
+      cutEpoch = pool.log.state.epoch
+      durableGoal = cut
+      if !relocateAll, pool.log.durableSequence < cut { pool.log.requestSync() }
+    }
+    let early = pool.fault == .inPlaceBeforeLogDurable
+    guard pool.log.durableSequence >= cut || relocateAll || early else { return false }
+    durableGoal = 0
+    cursor = IndexKey(raw: 0)
+    sweepEnded = false
+    visited.removeAll(keepingCapacity: true)
+    batch.clear()
+    workAtStart = pool.index.blocksLogged
+    destagedAtStart = destagedBlocks
+    phase = .structural
+    return true
+  }
+
+  private func applyStructural() throws(SpaceWait) -> Bool {
+    try recordVolumes()
+    let limit = pool.fault == .checkpointNotExactPrefix ? FrameSequence.max : cut
+    for _ in 0..<32 {
+      if try !pool.catalog.applyNext(upTo: limit) {
+        phase = .sweep
+        return true
+      }
+    }
+    spillIfNeeded()
+    return true
+  }
+
+  /// Enters volumes that the catalog does not have yet, new ones and those of a new pool.
+  private func recordVolumes() throws(SpaceWait) {
+    let volumes = pool.configuration.volumes
+    while volumesRecorded < volumes.count {
+      try pool.catalog.record(
+        volumes[volumesRecorded], index: volumesRecorded)
+      volumesRecorded += 1
+    }
+  }
+  private var volumesRecorded = 0
+
+  // MARK: Sweep
+
+  private func sweep() throws(SpaceWait) -> Bool {
+    for _ in 0..<256 {
+      if batch.isFull { return readBatch() }
+      guard let entry = pool.index.next(from: cursor) else {
+        sweepEnded = true
+        if !batch.items.isEmpty { return readBatch() }
+        phase = .maps
+        return true
+      }
+      if entry.sequence > cut && pool.fault != .checkpointNotExactPrefix {
+        cursor = IndexKey(raw: entry.end)
+        continue
+      }
+      guard let disk = pool.disks[entry.key.slot] else {
+        invariantBroken("the log index names a disk that is not in memory")
+      }
+      if try !isLive(disk) {
+        pool.dropLogged(disk)
+        continue
+      }
+      try gather(entry, disk)
+    }
+    if pool.store.needsSpill {
+      // What is dirty now is written out with the batch's maps; the batch itself goes first.
+      if !batch.items.isEmpty { return readBatch() }
+      phase = .maps
+    }
+    return true
+  }
+
+  /// Loads the disk; false when the object does not exist any more.
+  private func isLive(_ disk: Disk) throws(SpaceWait) -> Bool {
+    if disk.isDeleted { return false }
+    if disk.isLoaded { return true }
+    if try pool.catalog.record(of: disk.object) == nil { return false }
+    try pool.load(disk)
+    return true
+  }
+
+  private func gather(_ entry: IndexEntry, _ disk: Disk) throws(SpaceWait) {
+    let map = disk.map!
+    switch entry.kind {
+    case .zero:
+      // From the cursor on: what was in front of it has been done, or has been replaced.
+      let start = IndexKey(raw: max(entry.key.raw, cursor.raw))
+      visit(disk)
+      let next = try map.removeSome(
+        start.block, count: entry.end - start.raw, maxLeaves: 8, released: released(disk))
+      let done = next.raw - start.block.raw
+      pool.account(pool.index.remove(from: start, length: done), disk)
+      cursor = IndexKey(raw: start.raw + done)
+    case .home:
+      visit(disk)
+      try mapLargeWrite(entry, disk, map)
+    case .log:
+      var item = DestageItem(
+        key: entry.key, logBlock: entry.location, checksum: entry.checksum, isNew: false,
+        sequence: entry.sequence, target: .none)
+      if !relocateAll, case .mapped(let address, _, let birth, _) = try map.lookup(
+        entry.key.block, limit: 1), birth > map.tree.branchInstant
+      {
+        item.target = address
+      } else {
+        item.target = try takeHome(disk)
+        item.isNew = true
+      }
+      visit(disk)
+      batch.items.append(item)
+      cursor = IndexKey(raw: entry.end)
+    }
+  }
+
+  private func visit(_ disk: Disk) {
+    if visited.last != disk.slot { visited.append(disk.slot) }
+  }
+
+  /// What the map lets go of: free if the disk owned it alone.
+  private func released(_ disk: Disk) -> (BlockAddress, Int, Instant) -> Void {
+    { [pool] address, count, birth in
+      disk.record!.usedBlocks -= UInt64(count)
+      if birth > disk.map!.tree.branchInstant {
+        disk.record!.exclusiveBlocks -= UInt64(count)
+        pool.space.noteReleased(address, count)
+      }
+    }
+  }
+
+  /// A large write is home already: the map takes it over.
+  private func mapLargeWrite(
+    _ entry: IndexEntry, _ disk: Disk, _ map: ExtentMap
+  ) throws(SpaceWait) {
+    var checksums = InlineArray<128, UInt32>(repeating: 0)
+    checksums[0] = entry.checksum
+    var count = 1
+    while count < 128, let next = pool.index.next(from: IndexKey(raw: entry.key.raw + UInt64(count))),
+      next.key.raw == entry.key.raw + UInt64(count), next.kind == .home,
+      next.location == entry.location + UInt64(count), next.sequence <= cut
+    {
+      checksums[count] = next.checksum
+      count += 1
+    }
+    try assign(
+      disk, map, entry.key.block, BlockAddress(raw: entry.location), checksums, count: count)
+    for i in 0..<count {
+      forget(IndexKey(raw: entry.key.raw + UInt64(i)), disk, ifSequence: nil)
+    }
+    cursor = IndexKey(raw: entry.key.raw + UInt64(count))
+    destagedBlocks += UInt64(count)
+    progress += UInt64(count)
+  }
+
+  private func assign(
+    _ disk: Disk, _ map: ExtentMap, _ block: BlockIndex, _ address: BlockAddress,
+    _ checksums: borrowing InlineArray<128, UInt32>, count: Int
+  ) throws(SpaceWait) {
+    let release = released(disk)
+    try checksums.span.withUnsafeBufferPointer { (all) throws(SpaceWait) in
+      try map.assign(
+        block, to: address, checksums: UnsafeBufferPointer(rebasing: all[..<count]),
+        birth: pool.nextInstant,
+        released: release)
+    }
+    disk.record!.usedBlocks += UInt64(count)
+    disk.record!.exclusiveBlocks += UInt64(count)
+    pool.space.noteAllocated(address, count)
+  }
+
+  /// The map names the block's home: the entry has done its work.
+  private func forget(_ key: IndexKey, _ disk: Disk, ifSequence sequence: FrameSequence?) {
+    guard case .covered(let entry, _) = pool.index.lookup(key), entry.kind != .zero,
+      sequence == nil || entry.sequence == sequence,
+      pool.index.removeBlock(key, ifSequence: entry.sequence)
+    else { return }
+    disk.loggedBlocks -= 1
+    if entry.reserves { pool.reservedBlocks -= 1 }
+  }
+
+  /// A new home for one block, out of the disk's run.
+  private func takeHome(_ disk: Disk) throws(SpaceWait) -> BlockAddress {
+    if disk.run == nil {
+      let near = disk.lastHome.map { $0 + 1 }
+      guard
+        let run = try pool.space.allocateRun(near: near, want: disk.runLength, minimum: 1)
+      else { throw .noSpace }
+      disk.run = run
+      disk.runLength = min(disk.runLength * 2, 4096)
+    }
+    let home = disk.run!.address
+    disk.lastHome = home
+    disk.run!.count -= 1
+    disk.run!.address = home + 1
+    if disk.run!.count == 0 { disk.run = nil }
+    return home
+  }
+
+  // MARK: A batch
+
+  private func readBatch() -> Bool {
+    batch.planReads(segmentBlocks: pool.log.geometry.segmentBlocks)
+    batch.planTargets()
+    phase = .reading
+    batch.outstanding = batch.transfers.count
+    for i in batch.transfers.indices { issueRead(i) }
+    return false
+  }
+
+  private func issueRead(_ i: Int) {
+    let transfer = batch.transfers[i]
+    let block = batch.items[batch.byLog[transfer.first]].logBlock
+    pool.ops.issue(
+      .read, .log, offset: pool.log.geometry.deviceOffset(block << blockShift),
+      length: UInt64(transfer.count * blockSize),
+      memory: batch.staging.base + transfer.first * blockSize, owner: .destageRead, index: i)
+  }
+
+  /// A read from the log ended: check every block and lay it out where it will be written from.
+  package func readCompleted(_ i: Int, error: Int32) {
+    var transfer = batch.transfers[i]
+    var bad = error != 0
+    if !bad {
+      for j in transfer.first..<transfer.first + transfer.count {
+        let item = batch.items[batch.byLog[j]]
+        let from = batch.staging.base + j * blockSize
+        if crc32cBlock(from) != item.checksum { bad = true }
+        (batch.memory.base + Int(item.place) * blockSize)
+          .copyMemory(from: from, byteCount: blockSize)
+      }
+    }
+    if bad {
+      transfer.attempts += 1
+      batch.transfers[i] = transfer
+      if error != 0 { pool.ioErrors += 1 }
+      if transfer.attempts < 3 { return issueRead(i) }
+      acceptDamage(transfer, unreadable: error != 0)
+    }
+    batch.outstanding -= 1
+    if batch.outstanding == 0 { writeBatch() }
+  }
+
+  /// Blocks of the log that can't be read any more: their homes take what there is together with
+  /// the checksum that they ought to have, so that reading them stays an error and never gives
+  /// other data (promise 5).
+  private func acceptDamage(_ transfer: DestageTransfer, unreadable: Bool) {
+    for j in transfer.first..<transfer.first + transfer.count {
+      let item = batch.items[batch.byLog[j]]
+      let memory = batch.memory.base + Int(item.place) * blockSize
+      if unreadable {
+        memory.initializeMemory(as: UInt8.self, repeating: 0xDB, count: blockSize)
+      }
+      if crc32cBlock(memory) != item.checksum {
+        pool.paths.hit(.damagedLogBlock)
+        pool.checksumErrors += 1
+      }
+    }
+  }
+
+  private func writeBatch() {
+    batch.planWrites()
+    phase = .writing
+    batch.outstanding = batch.transfers.count
+    for i in batch.transfers.indices { issueWrite(i) }
+  }
+
+  private func issueWrite(_ i: Int) {
+    let transfer = batch.transfers[i]
+    let target = batch.items[batch.byTarget[transfer.first]].target
+    pool.ops.issue(
+      .write, .volume(target.volume), offset: target.byteOffset,
+      length: UInt64(transfer.count * blockSize),
+      memory: batch.memory.base + transfer.first * blockSize, owner: .destageWrite, index: i)
+  }
+
+  /// A write to homes ended. One that fails is tried again; homes that can't be written at all are
+  /// relocated one by one (R15).
+  package func writeCompleted(_ i: Int, error: Int32) {
+    if error != 0 {
+      pool.ioErrors += 1
+      batch.transfers[i].attempts += 1
+      if batch.transfers[i].attempts < 3 { return issueWrite(i) }
+      if relocate(batch.transfers[i]) {
+        pool.paths.hit(.relocatedHome)
+        return issueWrite(i)
+      }
+      failedOps += 1
+    }
+    batch.outstanding -= 1
+    guard batch.outstanding == 0 else { return }
+    if failedOps > 0 {
+      failedOps = 0
+      waitForDevice()
+      phase = .reading
+      retryWrites = true
+      return
+    }
+    mapped = 0
+    phase = .mapping
+  }
+  private var retryWrites = false
+
+  private func waitForDevice() {
+    isWaitingForDevice = true
+    pool.paths.hit(.suspended)
+    retryAt = now + 1_000_000_000
+  }
+
+  /// No space for a home that was promised one: a file system filled from outside. The cycle goes
+  /// on when some is found (R23).
+  package func waitForSpace(now: UInt64) {
+    isWaitingForDevice = true
+    retryAt = now + 100_000_000
+  }
+
+  /// New homes for the blocks of a transfer whose homes can't be written; all or none.
+  private func relocate(_ transfer: DestageTransfer) -> Bool {
+    guard
+      let run = try? pool.space.allocateRun(near: nil, want: transfer.count, minimum: transfer.count)
+    else { return false }
+    for k in 0..<transfer.count {
+      let i = batch.byTarget[transfer.first + k]
+      if batch.items[i].isNew { pool.space.cancelReservation(batch.items[i].target, 1) }
+      batch.items[i].isNew = true
+      batch.items[i].target = run.address + UInt64(k)
+    }
+    return true
+  }
+
+  private func mapBatch() throws(SpaceWait) -> Bool {
+    var budget = 256
+    while mapped < batch.items.count, budget > 0 {
+      let group = nextGroup()
+      let first = batch.items[mapped]
+      let disk = pool.disks[first.key.slot]!
+      if disk.isDeleted || !disk.isLoaded {
+        // Deleted since it was gathered: its index entries are gone, its map will be freed.
+        if first.isNew { for i in 0..<group { cancelHome(batch.items[mapped + i]) } }
+      } else {
+        try map(group, disk)
+      }
+      mapped += group
+      budget -= group
+      destagedBlocks += UInt64(group)
+      progress += UInt64(group)
+    }
+    if mapped == batch.items.count {
+      batch.clear()
+      phase = sweepEnded || pool.store.needsSpill ? .maps : .sweep
+    }
+    return true
+  }
+
+  private func cancelHome(_ item: DestageItem) {
+    pool.space.cancelReservation(item.target, 1)
+  }
+
+  /// How many items from `mapped` on are neighbours on the disk, and at home if they are new.
+  private func nextGroup() -> Int {
+    var n = 1
+    let first = batch.items[mapped]
+    while mapped + n < batch.items.count, n < 128 {
+      let item = batch.items[mapped + n]
+      guard item.key.raw == first.key.raw + UInt64(n), item.isNew == first.isNew,
+        !item.isNew || item.target == first.target + UInt64(n)
+      else { break }
+      n += 1
+    }
+    return n
+  }
+
+  private func map(_ count: Int, _ disk: Disk) throws(SpaceWait) {
+    let first = batch.items[mapped]
+    var checksums = InlineArray<128, UInt32>(repeating: 0)
+    for i in 0..<count { checksums[i] = batch.items[mapped + i].checksum }
+    if first.isNew {
+      try assign(disk, disk.map!, first.key.block, first.target, checksums, count: count)
+    } else {
+      try checksums.span.withUnsafeBufferPointer { (all) throws(SpaceWait) in
+        try disk.map!.updateChecksums(
+          first.key.block, UnsafeBufferPointer(rebasing: all[..<count]))
+      }
+    }
+    for i in 0..<count {
+      let item = batch.items[mapped + i]
+      forget(item.key, disk, ifSequence: item.sequence)
+    }
+  }
+
+  // MARK: Maps, deleted objects
+
+  /// Writes out the maps that were changed and enters their roots into the catalog. A disk that
+  /// was deleted behind the cut still is in the catalog as of the cut, and takes part.
+  private func finishMaps() throws(SpaceWait) -> Bool {
+    var isDirty = false
+    for slot in visited {
+      guard let tree = pool.disks[slot]?.map?.tree, tree.isDirty else { continue }
+      isDirty = true
+      issueNodeWrites(only: tree)
+    }
+    if isDirty { return false }
+    while let slot = visited.last {
+      if let disk = pool.disks[slot], let tree = disk.map?.tree, let record = disk.record {
+        let nodes = UInt64(Int64(record.metadataBlocks) + 2 * Int64(tree.nodeDelta))
+        disk.record!.map = tree.root
+        try pool.catalog.update(disk.object) {
+          $0.map = tree.root
+          $0.usedBlocks = record.usedBlocks
+          $0.exclusiveBlocks = record.exclusiveBlocks
+          $0.metadataBlocks = nodes
+        }
+        tree.nodeDelta = 0
+        disk.record!.metadataBlocks = nodes
+        if disk.connections == 0, let run = disk.run {
+          pool.space.returnRun(run)
+          disk.run = nil
+        }
+      }
+      visited.removeLast()
+    }
+    spillIfNeeded()
+    phase = sweepEnded ? .deleted : .sweep
+    return true
+  }
+
+  /// Frees the space of deleted objects, a bounded part of it in each cycle.
+  private func freeDeleted() throws(SpaceWait) -> Bool {
+    if isDeletedSuspended { return try suspendDeleted() }
+    for _ in 0..<4 {
+      if deletedTree == nil {
+        guard let object = try pool.catalog.nextDeleted() else {
+          phase = .commit
+          return true
+        }
+        guard let record = try pool.catalog.treeRecord(of: object) else {
+          try pool.catalog.forget(object)
+          continue
+        }
+        deletedTree = (
+          object,
+          Tree(store: pool.store, kind: .extents, owner: object, root: record.map,
+            branchInstant: record.branchInstant, birth: pool.nextInstant), record
+        )
+      }
+      guard let (object, tree, record) = deletedTree else { break }
+      let space = pool.space
+      var freed = 0
+      let isEmpty = try ExtentMap(tree: tree).pruneSome(maxLeaves: 64) { address, count, birth in
+        freed += count
+        if birth > record.branchInstant { space.noteReleased(address, count) }
+      }
+      deletedTree!.record.usedBlocks -= UInt64(freed)
+      pool.catalog.freeingBlocks -= UInt64(min(freed, Int(pool.catalog.freeingBlocks)))
+      progress += 1
+      if isEmpty {
+        let left = deletedTree!.record.metadataBlocks
+        pool.catalog.freeingBlocks -= min(left, pool.catalog.freeingBlocks)
+        try pool.catalog.forget(object)
+        deletedTree = nil
+        pool.paths.hit(.zombieFreed)
+      } else if pool.space.wantsCheckpoint || pool.store.needsSpill {
+        return try suspendDeleted()
+      }
+    }
+    return true
+  }
+
+  private var isDeletedSuspended = false
+
+  /// The rest of a deleted object's map waits for the next cycle.
+  private func suspendDeleted() throws(SpaceWait) -> Bool {
+    guard let (object, tree, record) = deletedTree else { return true }
+    if tree.isDirty {
+      issueNodeWrites(only: tree)
+      isDeletedSuspended = true
+      return false
+    }
+    isDeletedSuspended = false
+    let nodes = UInt64(Int64(record.metadataBlocks) + 2 * Int64(tree.nodeDelta))
+    try pool.catalog.update(object) {
+      $0.map = tree.root
+      $0.usedBlocks = record.usedBlocks
+      $0.metadataBlocks = nodes
+    }
+    deletedTree = nil
+    phase = .commit
+    return true
+  }
+
+  // MARK: Metadata
+
+  /// Writes some dirty nodes out early, so that what is dirty stays bounded.
+  private func spillIfNeeded() {
+    guard pool.store.needsSpill else { return }
+    pool.paths.hit(.nodeSpill)
+    issueNodeWrites(only: nil)
+  }
+
+  /// Issues writes of nodes that have no dirty child, of one tree or of all, as far as there is
+  /// room; their parents follow when they are done.
+  private func issueNodeWrites(only tree: Tree?) {
+    let room = Self.nodesInFlight - outstandingNodes
+    guard room > 0 else { return }
+    nodeScratch.removeAll(keepingCapacity: true)
+    pool.store.writeback(into: &nodeScratch, limit: room, only: tree)
+    for write in nodeScratch {
+      let index = freeNodeWrites.popLast() ?? nodeWrites.count
+      if index == nodeWrites.count {
+        nodeWrites.append(nil)
+        nodeCopiesLeft.append(0)
+      }
+      nodeWrites[index] = write
+      outstandingNodes += 1
+      nodeCopiesLeft[index] = 2
+      issueNodeCopy(index, 0)
+      issueNodeCopy(index, 1)
+    }
+  }
+  /// Makes room in the cache: writes out what is dirty.
+  package func spill() {
+    pool.paths.hit(.nodeSpill)
+    issueNodeWrites(only: nil)
+  }
+  private static let nodesInFlight = 128
+  private var nodeScratch: [NodeWrite] = []
+  private var outstandingNodes = 0
+  private var nodeCopiesLeft: [Int] = []
+
+  private func issueNodeCopy(_ index: Int, _ copy: Int) {
+    let write = nodeWrites[index]!
+    let address = copy == 0 ? write.first : write.second
+    pool.ops.issue(
+      .write, .volume(address.volume), offset: address.byteOffset, length: UInt64(blockSize),
+      memory: write.memory, owner: .nodeWrite, index: index << 1 | copy)
+  }
+
+  package func nodeWriteCompleted(_ token: Int, error: Int32) {
+    let index = token >> 1
+    if error != 0 {
+      pool.ioErrors += 1
+      failedNodeCopies.append(token)
+      waitForDevice()
+      return
+    }
+    nodeCopiesLeft[index] -= 1
+    if nodeCopiesLeft[index] == 0 {
+      pool.store.writebackDone(nodeWrites[index]!)
+      nodeWrites[index] = nil
+      freeNodeWrites.append(index)
+      outstandingNodes -= 1
+      progress += 1
+    }
+  }
+  private var failedNodeCopies: [Int] = []
+
+  private func commit() throws(SpaceWait) -> Bool {
+    try pool.space.commit()
+    phase = .nodes
+    return true
+  }
+
+  private func writeNodes() throws(SpaceWait) -> Bool {
+    if pool.store.dirtyCount > 0 { issueNodeWrites(only: nil) }
+    guard pool.store.dirtyCount == 0, outstandingNodes == 0 else { return false }
+    durableGoal = pool.log.appliedSequence
+    if pool.log.durableSequence < durableGoal { pool.log.requestSync() }
+    phase = .logDurable
+    return true
+  }
+
+  /// What replaced blocks of this cut in the index must be durable before their homes stay behind.
+  private func awaitLog() -> Bool {
+    guard pool.log.durableSequence >= durableGoal || relocateAll else { return false }
+    durableGoal = 0
+    phase = .flushVolumes
+    outstanding = 0
+    for v in 0..<pool.configuration.volumes.count {
+      if pool.fault == .volumeNotFlushed, v == pool.configuration.volumes.count - 1 { continue }
+      outstanding += 1
+      pool.ops.flush(.volume(v), owner: .volumeFlush, index: v)
+    }
+    if outstanding == 0 { writeRoot() }
+    return false
+  }
+
+  /// A volume's flush ended. One that failed has lost what it covered: the homes and nodes that
+  /// were written are not to be believed, so the cycle can't end; a clean restart replays (R7).
+  package func volumeFlushCompleted(_ v: Int, error: Int32) {
+    outstanding -= 1
+    if error != 0 {
+      pool.ioErrors += 1
+      flushFailed = true
+    }
+    guard outstanding == 0 else { return }
+    if flushFailed {
+      hasLostFlush = true
+      waitForDevice()
+      return
+    }
+    writeRoot()
+  }
+  private var flushFailed = false
+  /// A volume's flush failed: nothing that was written to it since the last checkpoint counts.
+  package private(set) var hasLostFlush = false
+
+  private func writeRoot() {
+    phase = .root
+    var root = pool.root
+    root.pool = pool.configuration.pool
+    root.unit = pool.configuration.unit
+    root.checkpoint += 1
+    root.cutSequence = cut
+    root.nextPosition = cutPosition
+    root.cutEpoch = cutEpoch
+    root.cutChain = cutChain
+    root.volumes = UInt32(pool.configuration.volumes.count)
+    root.nextObject = pool.catalog.appliedNextObject
+    root.nextInstant = pool.nextInstant
+    root.objects = pool.catalog.objects.root
+    root.names = pool.catalog.names.root
+    root.space = pool.spaceTree.root
+    root.usedBlocks = UInt64(pool.space.used)
+    root.metadataBlocks = UInt64(pool.space.metadata)
+    root.disks = pool.catalog.appliedDiskCount
+    root.freeingBlocks = pool.catalog.freeingBlocks
+    root.deletedObjects = pool.catalog.deletedObjects
+    root.written = wallClock
+    rootToWrite = root
+    root.encode(to: rootMemory.base)
+    outstanding = pool.configuration.volumes.count
+    for v in 0..<outstanding { issueRoot(v) }
+  }
+
+  private func issueRoot(_ v: Int) {
+    let block = VolumeLayout.root(unit: rootToWrite.unit, checkpoint: rootToWrite.checkpoint)
+    pool.ops.issue(
+      .writeDurable, .volume(v), offset: block << blockShift, length: UInt64(blockSize),
+      memory: rootMemory.base, owner: .rootWrite, index: v)
+  }
+
+  package func rootWriteCompleted(_ v: Int, error: Int32) {
+    if error != 0 {
+      pool.ioErrors += 1
+      failedRoots.append(v)
+      waitForDevice()
+      return
+    }
+    outstanding -= 1
+    if outstanding == 0 { phase = .finish }
+  }
+  private var failedRoots: [Int] = []
+
+  private func finish() -> Bool {
+    pool.root = rootToWrite
+    pool.log.checkpoint = rootToWrite.checkpoint
+    pool.log.release(upTo: cutPosition)
+    pool.catalog.dropOverlay(upTo: cut)
+    pool.space.rootDurable()
+    pool.store.beginCheckpoint(rootToWrite.checkpoint + 1)
+    relocateAll = false
+    cycles += 1
+    for slot in 0..<UInt32(pool.disks.slotCount) {
+      if let disk = pool.disks[slot] { pool.unloadIfIdle(disk) }
+    }
+    phase = .idle
+    return false
+  }
+
+  /// Tries again what a device refused, once its time has come.
+  package func retryFailed(now: UInt64) {
+    guard isWaitingForDevice, now >= retryAt else { return }
+    isWaitingForDevice = false
+    let nodes = failedNodeCopies
+    failedNodeCopies.removeAll()
+    for token in nodes { issueNodeCopy(token >> 1, token & 1) }
+    let roots = failedRoots
+    failedRoots.removeAll()
+    for v in roots { issueRoot(v) }
+    if retryWrites {
+      retryWrites = false
+      writeBatch()
+    }
+  }
+}

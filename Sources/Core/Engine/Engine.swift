@@ -1,0 +1,627 @@
+// The engine: one pool, from requests to device operations and back. Deterministic: it has no
+// clock, no randomness and no I/O of its own (see EngineContract.swift).
+//
+//     submit ─▶ read:  log index ─▶ extent map ─▶ cache ─▶ device          (EngineReads)
+//            ─▶ write: whole blocks ─▶ space ─▶ open frame ─▶ frame counts ─▶ log index, ack
+//                                                                            (EngineWrites)
+//     control ─▶ jobs: catalog look-ups and structural records               (EngineControl)
+//     recovery: root ─▶ replay ─▶ new epoch                                  (EngineRecovery)
+//     destaging goes on behind it all                                        (Destage/)
+//
+// A request that needs metadata that is not in memory waits in `parked` until a load has ended,
+// and is then tried anew.
+
+package final class Engine: BlockEngine {
+  let pool: Pool
+  let destager: Destager
+  var requests: RequestTable
+  var parts: ReadPartTable
+
+  // Queues.
+  private var completions = RingQueue<BlockCompletion>(capacity: 256)
+  private var replies = RingQueue<(token: UInt64, reply: ControlReply)>(capacity: 16)
+  /// Writes waiting for room in a frame, or for credit.
+  var admission = RequestList()
+  /// Requests waiting for a metadata block.
+  var parked = RequestList()
+  /// Writes waiting for vSpace, until a cycle or an allocation of backing has ended.
+  var spaceWaiters = RequestList()
+  /// Partial writes, and writes that overlap one, waiting for the other to count.
+  var blockWaiters = RequestList()
+  /// Partial writes whose blocks others must not write meanwhile.
+  var partialWrites: [Int32] = []
+  /// Write-type requests that do not count yet, in no order.
+  var activeWrites: [Int32] = []
+  /// Flushes waiting until the log is durable up to a sequence (durability "flush").
+  var syncWaiters: [(sequence: FrameSequence, slot: Int32)] = []
+  var readRetries = RequestList()
+
+  var jobs: [ControlJob] = []
+  var nodeLoads: [NodeLoadState?] = []
+  var loadEnded = false
+  var recovery: Recovery?
+  var scrubber: Scrubber?
+  /// The job whose structural records are on their way; others wait for it.
+  var structuralJob: ControlJob?
+  var flushWanted = false
+  var pendingEpochs: [Epoch] = []
+  /// The epoch could not be opened in recovery because the log was full.
+  var wasOpenedLate = false
+  var listCursors: [(id: UInt64, key: TreeKey)] = []
+  var nextListCursor: UInt64 = 1
+
+  // Time.
+  private(set) var now: UInt64 = 0
+  private(set) var wallClock: UInt64 = 0
+  private var started: UInt64 = 0
+  private var lastWrite: UInt64 = 0
+  var probeAt: UInt64 = .max
+  private var lastBackingCheck: UInt64 = 0
+
+  // Back-pressure.
+  var credit: Int64 = 0
+  private var lastProgress: UInt64 = 0
+  private(set) var isThrottled = false
+
+  package private(set) var isReady = false
+  package private(set) var isStopped = false
+  package private(set) var failure: String?
+  var isStopping = false
+  var statistics = EngineStatistics()
+  var epochs: [Epoch] = []
+  var epochCounter: UInt64 = 0
+  let epochMemory = AlignedMemory(bytes: blockSize)
+  var epochInFlight: Epoch?
+  private var destagerAgain = false
+  private var backingInFlight: [DeviceRange?] = []
+  private var punchInFlight: [DeviceRange?] = []
+  var flushGoals = 0
+  var edgeMemory: [UnsafeMutableRawPointer] = []
+  let edgeArena: AlignedMemory
+
+  package init(_ configuration: PoolConfiguration) {
+    pool = Pool(configuration)
+    destager = Destager(pool)
+    requests = RequestTable(capacity: configuration.requestSlots + 512)
+    parts = ReadPartTable(capacity: configuration.requestSlots)
+    let edges = 512
+    edgeArena = AlignedMemory(bytes: edges * blockSize)
+    for i in 0..<edges { edgeMemory.append(edgeArena.base + i * blockSize) }
+    recovery = Recovery(pool)
+  }
+
+  /// Rare paths taken so far.
+  package var rarePaths: RarePathCounters {
+    var sum = pool.paths
+    sum.add(pool.log.paths)
+    return sum
+  }
+
+  // MARK: BlockEngine
+
+  package func submit(_ request: BlockRequest) -> Bool {
+    guard requests.used < pool.configuration.requestSlots, let slot = requests.take(request) else {
+      return false
+    }
+    requests[slot].state = .waiting
+    begin(slot)
+    return true
+  }
+
+  package func complete(_ completion: DeviceCompletion) {
+    let (owner, index) = pool.ops.completed(completion.token)
+    let error = completion.error
+    switch owner {
+    case .frame:
+      pool.log.frameCompleted(index, error: error)
+      if error != 0 { logFailed() }
+    case .summary: pool.log.summaryCompleted(error: error)
+    case .logSync:
+      pool.log.syncCompleted(error: error)
+      if error != 0 { logFailed() }
+    case .epochRecord: epochRecordWritten(index, error: error)
+    case .readPart: partCompleted(Int32(index), error: error)
+    case .largeWrite: largeWriteCompleted(Int32(index), error: error)
+    case .nodeLoad: nodeLoadCompleted(index, error: error)
+    case .nodeHeal: nodeHealCompleted(index, error: error)
+    case .nodeWrite:
+      destager.nodeWriteCompleted(index, error: error)
+      loadEnded = true
+    case .destageRead: destager.readCompleted(index, error: error)
+    case .destageWrite: destager.writeCompleted(index, error: error)
+    case .volumeFlush: destager.volumeFlushCompleted(index, error: error)
+    case .rootWrite: destager.rootWriteCompleted(index, error: error)
+    case .backing: backingCompleted(index, error: error)
+    case .punch: punchCompleted(index, error: error)
+    case .recovery: recovery?.completed(index, error: error)
+    case .idle: break
+    }
+  }
+
+  package func nextDeviceOp() -> DeviceOp? { pool.ops.next() }
+  package func nextCompletion() -> BlockCompletion? { completions.pop() }
+  package func nextControlReply() -> (token: UInt64, reply: ControlReply)? { replies.pop() }
+
+  package var wakeup: UInt64 {
+    if destagerAgain { return now }
+    guard isReady, !isStopped else { return .max }
+    var at = min(probeAt, destager.wakeup)
+    if pool.log.isOpen, pool.log.headerWatermark < pool.log.lastDataSequence {
+      at = min(at, lastWrite + Self.idleDelay)
+    }
+    if destager.isIdle, destager.hasWork { at = min(at, lastWrite + Self.idleDestageDelay) }
+    return at
+  }
+
+  /// An idle log gets its closing watermark after this time (nanoseconds).
+  private static let idleDelay: UInt64 = 5_000_000
+  /// Destaging starts when nothing was written for so long, whatever the log's fill.
+  private static let idleDestageDelay: UInt64 = 2_000_000_000
+
+  package func step(now: UInt64, wallClock: UInt64) {
+    self.now = now
+    self.wallClock = wallClock
+    if started == 0 { started = now }
+    guard failure == nil, !isStopped else { return }
+    if let recovery { return stepRecovery(recovery) }
+    pool.log.advance()
+    applyFrames()
+    voidBrokenEpoch()
+    if loadEnded {
+      loadEnded = false
+      retryParked()
+    }
+    runJobs()
+    stepDestager()
+    admitWaiting()
+    idle()
+    pool.log.seal(wallClock: wallClock)
+    pool.log.advance()
+    maintainSpace()
+  }
+
+  // MARK: Frames that count
+
+  /// Applies the frames that count now, in order, and acknowledges their requests.
+  private func applyFrames() {
+    while let frame = pool.log.nextToApply() {
+      let ok = applyTable(
+        frame.sentTable, length: frame.tableLength, sequence: frame.sequence,
+        payloadBlock: frame.payloadPosition)
+      invariant(ok, "a table that was written can't be read")
+      if frame.records > 0 { lastWrite = now }
+      let first = frame.firstRequest
+      pool.log.applied(frame)
+      finishAll(first, .ok)
+    }
+    if !syncWaiters.isEmpty {
+      let durable = pool.log.durableSequence
+      let ready = syncWaiters.filter { $0.sequence <= durable }
+      syncWaiters.removeAll { $0.sequence <= durable }
+      for waiter in ready { finish(waiter.slot, .ok) }
+    }
+  }
+
+  /// Requests of frames are linked in order; completes each part.
+  private func finishAll(_ first: Int32, _ status: BlockStatus) {
+    var slot = first
+    while slot >= 0 {
+      let next = requests[slot].next
+      writeEnded(slot, status)
+      slot = next
+    }
+  }
+
+  /// Puts the records of one frame into index and catalog; live and in recovery. False when the
+  /// table is not well-formed.
+  func applyTable(
+    _ table: UnsafeRawPointer, length: Int, sequence: FrameSequence, payloadBlock: UInt64
+  ) -> Bool {
+    var cursor = RecordCursor(table: table, length: length)
+    while let record = cursor.next() {
+      switch record {
+      case .data(let object, _, let block, let count, let payload, let checksums):
+        guard let disk = liveDisk(object) else { continue }
+        for i in 0..<count {
+          pool.insert(
+            IndexEntry(
+              key: IndexKey(slot: disk.slot, block: block + UInt64(i)),
+              location: payloadBlock + UInt64(payload) + UInt64(i), checksum: checksums.u32(4 * i),
+              kind: .log, reserves: true, sequence: sequence), disk: disk)
+        }
+        pool.reservedBlocks += count
+      case .zero(let object, _, let block, let count):
+        guard let disk = liveDisk(object) else { continue }
+        pool.insert(
+          IndexEntry(
+            key: IndexKey(slot: disk.slot, block: block), location: count, checksum: 0,
+            kind: .zero, reserves: false, sequence: sequence), disk: disk)
+      case .extent(let object, _, let block, let count, let address, let checksums):
+        guard let disk = liveDisk(object) else {
+          dropHome(address, count)
+          continue
+        }
+        for i in 0..<count {
+          pool.insert(
+            IndexEntry(
+              key: IndexKey(slot: disk.slot, block: block + UInt64(i)),
+              location: address.raw + UInt64(i), checksum: checksums.u32(4 * i), kind: .home,
+              reserves: false, sequence: sequence), disk: disk)
+        }
+      default:
+        applyStructural(record, sequence: sequence)
+      }
+    }
+    return cursor.isAtEnd
+  }
+
+  /// The disk that a record is for; nil when it was deleted.
+  private func liveDisk(_ object: ObjectID) -> Disk? {
+    let disk = pool.disks.findOrAdd(object)
+    return disk.isDeleted ? nil : disk
+  }
+
+  private func dropHome(_ address: BlockAddress, _ count: Int) {
+    if recovery == nil { pool.space.cancelReservation(address, count) }
+  }
+
+  private func applyStructural(_ record: LogRecord, sequence: FrameSequence) {
+    pool.catalog.take(record, sequence: sequence)
+    switch record {
+    case .remove(let object, _, _):
+      let disk = pool.disks.findOrAdd(object)
+      disk.isDeleted = true
+      disk.handleGeneration &+= 1
+      pool.dropLogged(disk)
+    case .resize(let object, let size):
+      let disk = pool.disks.findOrAdd(object)
+      disk.record?.size = size
+      let end = roundUp(size, to: 4096) >> blockShift
+      if end < BlockIndex.limit {
+        pool.insert(
+          IndexEntry(
+            key: IndexKey(slot: disk.slot, block: BlockIndex(end)),
+            location: BlockIndex.limit - end, checksum: 0, kind: .zero, reserves: false,
+            sequence: sequence), disk: disk)
+      }
+    case .change(let object, let change):
+      if let disk = pool.disks.find(object), disk.record != nil {
+        Catalog.apply(change, to: &disk.record!)
+      }
+    case .rename(let object, _, _, let parent, let name):
+      if let disk = pool.disks.find(object) {
+        disk.record?.parent = parent
+        disk.record?.name = name
+      }
+    default: break
+    }
+  }
+
+  // MARK: A broken log (R7)
+
+  func logFailed() {
+    pool.ioErrors += 1
+    if probeAt == .max { probeAt = now + 50_000_000 }
+  }
+
+  /// Once nothing of the broken epoch is in flight: fail what it held, then open a new epoch.
+  private func voidBrokenEpoch() {
+    if wasOpenedLate, !pool.log.isOpen {
+      if destager.isIdle, pool.root.cutSequence < pool.log.appliedSequence { destager.start() }
+      return openEpoch()
+    }
+    guard pool.log.isBroken else { return }
+    while let frame = pool.log.nextVoid() { finishAll(frame.firstRequest, .ioError) }
+    guard !pool.log.isOpen else { return }
+    for waiter in syncWaiters { finish(waiter.slot, .ioError) }
+    syncWaiters.removeAll()
+    // What counted without being durable in the log is moved home first; only then may the old
+    // epoch end at it.
+    if pool.log.appliedSequence > pool.log.durableSequence {
+      if destager.isIdle {
+        destager.relocateAll = true
+        destager.start()
+      }
+      if pool.root.cutSequence < pool.log.appliedSequence { return }
+    }
+    if now >= probeAt { openEpoch() }
+  }
+
+  // MARK: Metadata loads
+
+  struct NodeLoadState {
+    var load: NodeLoad
+    var copy: Int
+  }
+
+  /// Begins to load what a walk waits for. Nothing to do for other waits.
+  func startLoad(_ pointer: NodePointer) {
+    switch pool.store.beginLoad(pointer) {
+    case .started(let load):
+      let index = nodeLoads.firstIndex { $0 == nil } ?? nodeLoads.count
+      if index == nodeLoads.count { nodeLoads.append(nil) }
+      nodeLoads[index] = NodeLoadState(load: load, copy: 0)
+      issueNodeRead(index)
+    case .present, .damaged, .noMemory: loadEnded = true
+    case .alreadyLoading: break
+    }
+  }
+
+  private func issueNodeRead(_ index: Int) {
+    guard let state = nodeLoads[index] else { return }
+    let pointer = state.load.pointer
+    let address = state.copy == 0 ? pointer.first : pointer.second
+    guard address.volume < pool.configuration.volumes.count else {
+      return nodeLoadEnded(index, error: 5)
+    }
+    pool.ops.issue(
+      .read, .volume(address.volume), offset: address.byteOffset, length: UInt64(blockSize),
+      memory: state.load.memory, owner: .nodeLoad, index: index)
+  }
+
+  private func nodeLoadCompleted(_ index: Int, error: Int32) { nodeLoadEnded(index, error: error) }
+
+  private func nodeLoadEnded(_ index: Int, error: Int32) {
+    guard let state = nodeLoads[index] else { return }
+    if error != 0 { pool.ioErrors += 1 }
+    switch pool.store.finishLoad(state.load, copy: state.copy, error: error) {
+    case .tryOther:
+      nodeLoads[index]!.copy = 1
+      return issueNodeRead(index)
+    case .readyHeal(let bad):
+      pool.paths.hit(.healedNode)
+      pool.checksumErrors += 1
+      healNode(state.load, bad: bad)
+    case .ready: break
+    case .damaged: pool.checksumErrors += 1
+    }
+    nodeLoads[index] = nil
+    loadEnded = true
+  }
+
+  /// Rewrites the bad copy of a node from a copy of the good one (R20).
+  private func healNode(_ load: NodeLoad, bad: Int) {
+    let address = bad == 0 ? load.pointer.first : load.pointer.second
+    let memory = AlignedMemory(bytes: blockSize)
+    memory.base.copyMemory(from: load.memory, byteCount: blockSize)
+    let index = heals.firstIndex { $0 == nil } ?? heals.count
+    if index == heals.count { heals.append(nil) }
+    heals[index] = memory
+    pool.ops.issue(
+      .write, .volume(address.volume), offset: address.byteOffset, length: UInt64(blockSize),
+      memory: memory.base, owner: .nodeHeal, index: index)
+  }
+  private var heals: [AlignedMemory?] = []
+
+  private func nodeHealCompleted(_ index: Int, error: Int32) {
+    if error != 0 { pool.ioErrors += 1 }
+    heals[index] = nil
+  }
+
+  /// Tries again all that waited for metadata.
+  private func retryParked() {
+    var list = parked
+    parked = RequestList()
+    while let slot = list.removeFirst(requests) { begin(slot) }
+    var retries = readRetries
+    readRetries = RequestList()
+    while let slot = retries.removeFirst(requests) { begin(slot) }
+    destagerBlocked = false
+  }
+  private var destagerBlocked = false
+
+  // MARK: Destaging
+
+  /// Part of the log (or of its index) in use, 0...1000.
+  var fill: Int {
+    let log = pool.log.usedBytes * 1000 / pool.log.geometry.capacity
+    let index = UInt64(pool.index.count) * 1000 / UInt64(pool.configuration.indexLimit)
+    return Int(max(log, index))
+  }
+
+  private func stepDestager() {
+    destagerAgain = false
+    if destager.isIdle, destager.hasWork, !destager.isHeld, shouldDestage { destager.start() }
+    guard !destager.isIdle, !destagerBlocked else { return }
+    let cyclesBefore = destager.cycles
+    destager.retryFailed(now: now)
+    let (wait, again) = destager.step(now: now, wallClock: wallClock)
+    destagerAgain = again
+    earnCredit()
+    if let wait {
+      switch wait {
+      case .node(let pointer):
+        destagerBlocked = true
+        startLoad(pointer)
+      case .damaged: fail("metadata of the pool is damaged; run `sluice check` on the stopped pool")
+      case .backing(let device, let offset, let length):
+        destagerBlocked = true
+        allocateBacking(DeviceRange(device: device, offset: offset, length: length))
+      case .memory: destager.spill()
+      case .noSpace: destager.waitForSpace(now: now)
+      }
+    }
+    if destager.hasLostFlush {
+      fail("a volume failed to flush: what was written to it may be lost; the log still has it, so "
+        + "check the device and start again")
+    }
+    if destager.cycles != cyclesBefore { cycleEnded() }
+  }
+
+  private var shouldDestage: Bool {
+    fill >= 400 || flushGoals > 0 || !spaceWaiters.isEmpty
+      || pool.catalog.pendingCount >= Catalog.overlayLimit / 2
+      || pool.catalog.deletedObjects > 0 || pool.log.freeSegments < 4
+      || now >= lastWrite + Self.idleDestageDelay || epochs.count > 64
+  }
+
+  private func cycleEnded() {
+    pruneEpochs()
+    wakeSpaceWaiters()
+    loadEnded = true
+    credit = max(credit, 0)
+  }
+
+  func wakeSpaceWaiters() {
+    var list = spaceWaiters
+    spaceWaiters = RequestList()
+    while let slot = list.removeFirst(requests) {
+      requests[slot].spaceTries += 1
+      begin(slot)
+    }
+  }
+
+  // MARK: Back-pressure
+
+  /// Fill from which on writers are paced.
+  private static let paceFrom = 600
+  /// Part of the log that pacing keeps for the end of a cycle.
+  private static let paceTo = 950
+
+  /// Whether a write may enter the log now. Below the mark always; above it, only against credit,
+  /// which destaging earns: for each unit of its remaining work done, its share of the room that
+  /// is left. So writers slow down smoothly to what destaging frees, whatever the devices' speed.
+  var mayAdmit: Bool {
+    guard fill >= Self.paceFrom else { return true }
+    if !isThrottled {
+      isThrottled = true
+      pool.paths.hit(.throttled)
+    }
+    return credit > 0
+  }
+
+  private func earnCredit() {
+    let progress = destager.progress &- lastProgress
+    lastProgress = destager.progress
+    guard progress > 0 else { return }
+    let fill = fill
+    if fill < Self.paceFrom {
+      isThrottled = false
+      credit = 0
+      return
+    }
+    let room = Int64(max(Self.paceTo - fill, 5)) * Int64(pool.log.geometry.capacity) / 1000
+    let work = Int64(max(destager.remainingWork, 64))
+    credit = min(credit + Int64(progress) * room / work, 8 << 20)
+  }
+
+  // MARK: Space
+
+  /// Keeps blocks of sparse files allocated ahead of need, and gives back what is free (R16, R23).
+  private func maintainSpace() {
+    guard isReady else { return }
+    while let range = pool.space.nextPunch() {
+      let index = punchInFlight.firstIndex { $0 == nil } ?? punchInFlight.count
+      if index == punchInFlight.count { punchInFlight.append(nil) }
+      punchInFlight[index] = range
+      pool.paths.hit(.punched)
+      pool.ops.issue(
+        .discard, range.device, offset: range.offset, length: range.length, memory: nil,
+        owner: .punch, index: index)
+    }
+    if backingInFlight.allSatisfy({ $0 == nil }) {
+      let goal = pool.reservedBlocks + Self.backingAhead
+      if pool.space.available < goal, pool.space.backable > 0 {
+        do throws(SpaceWait) {
+          if let range = try pool.space.nextBacking(target: goal + pool.space.metadataReserve) {
+            allocateBacking(range)
+          }
+        } catch {
+          if case .node(let pointer) = error { startLoad(pointer) }
+        }
+      }
+      if now >= lastBackingCheck + 5_000_000_000 {
+        lastBackingCheck = now
+        pool.space.spaceMayHaveReturned()
+      }
+    }
+  }
+  /// 64 MiB.
+  private static let backingAhead = 16_384
+
+  private func allocateBacking(_ range: DeviceRange) {
+    guard !backingInFlight.contains(where: { $0 == range }) else { return }
+    let index = backingInFlight.firstIndex { $0 == nil } ?? backingInFlight.count
+    if index == backingInFlight.count { backingInFlight.append(nil) }
+    backingInFlight[index] = range
+    pool.ops.issue(
+      .allocate, range.device, offset: range.offset, length: range.length, memory: nil,
+      owner: .backing, index: index)
+  }
+
+  /// Whether freed space is being given back and can't be used yet.
+  var isPunching: Bool { pool.space.hasPunches || punchInFlight.contains { $0 != nil } }
+  var isBackingUnderWay: Bool { backingInFlight.contains { $0 != nil } }
+
+  private func backingCompleted(_ index: Int, error: Int32) {
+    guard let range = backingInFlight[index] else { return }
+    backingInFlight[index] = nil
+    if error == 0 {
+      pool.space.backingDone(range)
+    } else {
+      pool.space.backingFailed(range, error: error)
+    }
+    destagerBlocked = false
+    wakeSpaceWaiters()
+  }
+
+  private func punchCompleted(_ index: Int, error: Int32) {
+    guard let range = punchInFlight[index] else { return }
+    punchInFlight[index] = nil
+    pool.space.punchDone(range, error: error)
+  }
+
+  // MARK: Idle, ready, end
+
+  /// The empty frame that tells recovery that the last one was durable (R3).
+  private func idle() {
+    let log = pool.log
+    guard log.isOpen, !log.isBroken, log.isQuiet, !log.isSyncing,
+      log.headerWatermark < log.lastDataSequence, now >= lastWrite + Self.idleDelay || isStopping,
+      log.hasRoom(table: 0, payload: 0)
+    else { return }
+    log.appendIdle()
+  }
+
+  func becomeReady() {
+    recovery = nil
+    isReady = true
+    lastWrite = now
+    loadEnded = true
+  }
+
+  func fail(_ why: String) {
+    if failure == nil { failure = why }
+  }
+
+  func reply(_ token: UInt64, _ reply: ControlReply) { replies.push((token, reply)) }
+  func stopped() { isStopped = true }
+  var uptime: UInt64 { now - started }
+
+  /// A request ended: tells the front end, the parent request or the job.
+  func finish(_ slot: Int32, _ status: BlockStatus, count: UInt32 = 0) {
+    let done = requests[slot]
+    if let disk = pool.disks[done.request.disk.slot], done.countsOnDisk { disk.requests -= 1 }
+    requests.give(slot)
+    if done.parent >= 0 {
+      childEnded(done.parent, status)
+    } else if done.isScrub {
+      scrubReadEnded(done.request, status)
+    } else if let job = done.waitingJob {
+      jobRequestEnded(job, status)
+    } else {
+      completions.push(
+        BlockCompletion(token: done.request.token, status: status, count: count))
+    }
+  }
+}
+
+/// Figures since start.
+struct EngineStatistics {
+  var writes: UInt64 = 0
+  var writtenBytes: UInt64 = 0
+  var reads: UInt64 = 0
+  var readBytes: UInt64 = 0
+  var recoveryNanoseconds: UInt64 = 0
+  var recoveryFrames: UInt64 = 0
+}

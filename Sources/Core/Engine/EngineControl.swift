@@ -1,0 +1,414 @@
+// Control requests as jobs: each is tried until it has what it needs, and changes nothing before.
+// Structural changes are records in the log like data; a job replies when its frame counts. One
+// structural job is on its way at a time, so that two can't take the same name.
+
+final class ControlJob {
+  let request: ControlRequest
+  let token: UInt64
+  /// The internal request that the job waits for has ended with this; nil while it is under way.
+  var ended: BlockStatus?
+  var isWaiting = false
+  var isDone = false
+  var stage = 0
+  // list
+  var targets: [NameTarget] = []
+  var infos: [DiskInfo] = []
+  var nextKey: TreeKey?
+  // flush
+  var goal: FrameSequence = 0
+
+  init(_ request: ControlRequest, token: UInt64) {
+    self.request = request
+    self.token = token
+  }
+
+  var mayRunWhileStopping: Bool {
+    switch request {
+    case .stop, .status: true
+    default: false
+    }
+  }
+}
+
+extension Engine {
+  package func control(_ request: ControlRequest, token: UInt64) {
+    if case .close(let handle) = request {
+      if let disk = pool.disks.resolve(handle), disk.connections > 0 { disk.connections -= 1 }
+      return reply(token, .done)
+    }
+    jobs.append(ControlJob(request, token: token))
+    if case .flush = request { flushGoals += 1 }
+  }
+
+  func runJobs() {
+    guard !jobs.isEmpty else { return }
+    var finished = false
+    for job in jobs where !job.isWaiting && !job.isDone {
+      do throws(SpaceWait) {
+        guard let answer = try run(job) else { continue }
+        if case .flush = job.request { flushGoals -= 1 }
+        if structuralJob === job { structuralJob = nil }
+        reply(job.token, answer)
+        job.isDone = true
+        finished = true
+      } catch {
+        switch error {
+        case .node(let pointer): startLoad(pointer)
+        case .damaged:
+          reply(job.token, .failed(.ioError("metadata is damaged")))
+          job.isDone = true
+          finished = true
+        case .memory, .backing, .noSpace: break
+        }
+      }
+    }
+    if finished { jobs.removeAll { $0.isDone } }
+  }
+
+  /// The answer, or nil when the job must wait for something that is under way.
+  private func run(_ job: ControlJob) throws(SpaceWait) -> ControlReply? {
+    if isStopping, !job.mayRunWhileStopping { return .failed(.stopping) }
+    do {
+      switch job.request {
+      case .create(let name, let size): return try create(job, name, size)
+      case .list(let cursor, let limit): return try list(job, cursor, limit)
+      case .show(let name):
+        let (target, _) = try find(name)
+        return .disk(try info(target.object))
+      case .rename(let name, let new): return try rename(job, name, new)
+      case .resize(let name, let size, let shrink, let force):
+        return try resize(job, name, size, shrink: shrink, force: force)
+      case .delete(let name, _, let force): return try delete(job, name, force: force)
+      case .set(let name, let change): return try set(job, name, change)
+      case .open(let name): return try open(name)
+      case .close: return .done
+      case .status: return .status(status())
+      case .flush: return flush(job)
+      case .scrub: return try scrub(job)
+      case .scrubProgress: return .scrub(scrubber?.report ?? ScrubReport())
+      case .addVolume(let device, let uuid, let description):
+        return addVolume(job, device, uuid, description)
+      case .holdDestage(let hold):
+        destager.isHeld = hold
+        return .done
+      case .stop: return stop()
+      }
+    } catch let error as ControlError {
+      return .failed(error)
+    } catch let wait as SpaceWait {
+      throw wait
+    } catch {
+      return .failed(.ioError("\(error)"))
+    }
+  }
+
+  // MARK: Looking up
+
+  private func find(_ name: String) throws -> (NameTarget, ObjectRecord) {
+    let path = try NameRules.segments(of: name)
+    let found = try pool.catalog.resolve(path)
+    guard let target = found.target, target.kind == .disk,
+      let record = try pool.catalog.record(of: target.object)
+    else { throw ControlError.noSuchDisk(name) }
+    return (target, record)
+  }
+
+  private func info(_ object: ObjectID) throws -> DiskInfo {
+    guard let record = try pool.catalog.record(of: object) else { throw SpaceWait.damaged(.none) }
+    let disk = pool.disks.find(object)
+    let logged = UInt64(disk?.loggedBlocks ?? 0)
+    let used = (disk?.record?.usedBlocks ?? record.usedBlocks) + logged
+    let own = (disk?.record?.exclusiveBlocks ?? record.exclusiveBlocks) + logged
+    return DiskInfo(
+      name: try pool.catalog.path(of: record), id: object, size: record.size,
+      used: used << blockShift, exclusive: own << blockShift, origin: nil,
+      created: record.created, snapshots: 0, connections: disk?.connections ?? 0,
+      generation: record.generation, readOnly: record.readOnly, durability: record.durability,
+      comment: String(decoding: record.comment, as: UTF8.self))
+  }
+
+  private func open(_ name: String) throws -> ControlReply {
+    let (target, _) = try find(name)
+    let disk = pool.disks.findOrAdd(target.object)
+    do {
+      try pool.load(disk)
+    } catch {
+      pool.unloadIfIdle(disk)
+      throw error
+    }
+    disk.connections += 1
+    return .opened(disk.handle, size: disk.record!.size, readOnly: disk.record!.readOnly)
+  }
+
+  /// One page of the datastore: first what only the overlay knows, then the names tree.
+  private func list(_ job: ControlJob, _ cursor: UInt64?, _ limit: Int) throws -> ControlReply {
+    if job.stage == 0 {
+      if let cursor {
+        guard let at = listCursors.firstIndex(where: { $0.id == cursor }) else {
+          return .disks([], next: nil)
+        }
+        job.nextKey = listCursors[at].key
+      } else {
+        job.targets = pool.catalog.overlayTargets()
+      }
+      let page = try pool.catalog.page(after: job.nextKey, limit: max(1, min(limit, 4096)))
+      job.targets += page.targets
+      job.nextKey = page.next
+      job.targets.reverse()
+      job.stage = 1
+    }
+    while let target = job.targets.last {
+      if target.kind == .disk, try pool.catalog.record(of: target.object) != nil {
+        job.infos.append(try info(target.object))
+      }
+      job.targets.removeLast()
+    }
+    guard let next = job.nextKey else { return .disks(job.infos, next: nil) }
+    let id = nextListCursor
+    nextListCursor += 1
+    listCursors.append((id, next))
+    if listCursors.count > 256 { listCursors.removeFirst() }
+    return .disks(job.infos, next: id)
+  }
+
+  // MARK: Structural changes
+
+  /// Whether the job may log now: it is its turn, and there is room.
+  private func mayLog(_ job: ControlJob) -> Bool {
+    (structuralJob == nil || structuralJob === job)
+      && pool.log.hasRoom(table: 16 * 1024, payload: 0) && !pool.log.isBroken
+  }
+
+  /// Appends records in one frame and makes the job wait until it counts.
+  private func log(_ job: ControlJob, _ records: [LogRecord]) -> ControlReply? {
+    var frame: LogWriter.Frame?
+    let none = BlockRequest(
+      operation: .flush, disk: DiskHandle(slot: .max, generation: 0), offset: 0, length: 0,
+      memory: nil, token: 0)
+    guard let slot = requests.take(none) else { return nil }
+    for record in records { frame = pool.log.append(record) }
+    requests[slot].isInternal = true
+    requests[slot].waitingJob = job
+    attachJob(slot, frame!)
+    structuralJob = job
+    job.isWaiting = true
+    job.stage += 1
+    return nil
+  }
+
+  /// The outcome of the job's records, once they are through.
+  private func outcome(_ job: ControlJob) -> ControlReply {
+    job.ended == .ok
+      ? .done : .failed(.ioError("the log could not be written; nothing was changed"))
+  }
+
+  func jobRequestEnded(_ job: ControlJob, _ status: BlockStatus) {
+    job.ended = status
+    job.isWaiting = false
+  }
+
+  private func checkSize(_ size: UInt64) throws(ControlError) {
+    guard size > 0, size % UInt64(sectorSize) == 0, size <= BlockIndex.limit << blockShift else {
+      throw .badSize(
+        "a disk's size is a multiple of 512 bytes, from 512 to \(BlockIndex.limit >> 38)P")
+    }
+  }
+
+  /// Records that make the directories that a path still lacks, and the directory of its last
+  /// segment.
+  private func directories(
+    _ path: [[UInt8]], _ found: Catalog.Resolution, name: String
+  ) throws -> (records: [LogRecord], parent: ObjectID) {
+    var records: [LogRecord] = []
+    var parent = found.parent
+    let first = path.count - found.missing
+    if found.missing > 0, try pool.catalog.lookup(path[first], in: parent) != nil {
+      throw ControlError.badName("a part of the path “\(name)” is a disk; choose another path")
+    }
+    for segment in path[first...].dropLast() {
+      let id = pool.catalog.takeObjectID()
+      records.append(
+        .create(
+          object: id, parent: parent, kind: .directory, mode: 0o755, size: 0, time: wallClock,
+          name: segment))
+      parent = id
+    }
+    return (records, parent)
+  }
+
+  private func create(_ job: ControlJob, _ name: String, _ size: UInt64) throws -> ControlReply? {
+    if job.stage == 1 { return outcome(job) }
+    let path = try NameRules.segments(of: name)
+    try checkSize(size)
+    guard mayLog(job) else { return nil }
+    let found = try pool.catalog.resolve(path)
+    if found.target != nil { throw ControlError.alreadyExists(name) }
+    if pool.space.available <= pool.reservedBlocks + 16, pool.space.backable == 0 {
+      throw ControlError.noSpace
+    }
+    var (records, parent) = try directories(path, found, name: name)
+    records.append(
+      .create(
+        object: pool.catalog.takeObjectID(), parent: parent, kind: .disk, mode: 0o644, size: size,
+        time: wallClock, name: path.last!))
+    return log(job, records)
+  }
+
+  private func delete(_ job: ControlJob, _ name: String, force: Bool) throws -> ControlReply? {
+    if job.stage == 1 { return outcome(job) }
+    guard mayLog(job) else { return nil }
+    let (target, record) = try find(name)
+    try refuseInUse(target.object, name, force: force)
+    return log(
+      job, [.remove(object: target.object, parent: record.parent, name: record.name)])
+  }
+
+  private func refuseInUse(_ object: ObjectID, _ name: String, force: Bool) throws(ControlError) {
+    let connections = pool.disks.find(object)?.connections ?? 0
+    if connections > 0, !force { throw .inUse(name, connections: connections) }
+  }
+
+  private func rename(_ job: ControlJob, _ name: String, _ new: String) throws -> ControlReply? {
+    if job.stage == 1 { return outcome(job) }
+    let path = try NameRules.segments(of: new)
+    guard mayLog(job) else { return nil }
+    let (target, record) = try find(name)
+    let found = try pool.catalog.resolve(path)
+    if found.target != nil { throw ControlError.alreadyExists(new) }
+    var (records, parent) = try directories(path, found, name: new)
+    records.append(
+      .rename(
+        object: target.object, parent: record.parent, name: record.name, newParent: parent,
+        newName: path.last!))
+    return log(job, records)
+  }
+
+  private func set(
+    _ job: ControlJob, _ name: String, _ change: DiskAttributeChange
+  ) throws -> ControlReply? {
+    if job.stage == 1 { return outcome(job) }
+    if (change.comment?.utf8.count ?? 0) > LogRecord.maximumComment {
+      throw ControlError.badName("a comment is at most \(LogRecord.maximumComment) bytes")
+    }
+    guard mayLog(job) else { return nil }
+    let (target, _) = try find(name)
+    return log(job, [.change(object: target.object, change)])
+  }
+
+  /// Growing is one record. Shrinking first zeroes the rest of the last block, so that nothing
+  /// old is read when the disk grows again.
+  private func resize(
+    _ job: ControlJob, _ name: String, _ size: UInt64, shrink: Bool, force: Bool
+  ) throws -> ControlReply? {
+    if job.stage == 2 || job.ended.map({ $0 != .ok }) == true { return outcome(job) }
+    try checkSize(size)
+    guard mayLog(job) else { return nil }
+    let (target, record) = try find(name)
+    if size < record.size {
+      if !shrink { throw ControlError.wouldShrink(name) }
+      try refuseInUse(target.object, name, force: force)
+      if job.stage == 0, size % 4096 != 0 {
+        let disk = pool.disks.findOrAdd(target.object)
+        try pool.load(disk)
+        let zero = BlockRequest(
+          operation: .zero, disk: disk.handle, offset: size,
+          length: min(roundUp(size, to: 4096), record.size) - size, memory: nil, token: 0)
+        guard let slot = requests.take(zero) else { return nil }
+        requests[slot].isInternal = true
+        requests[slot].waitingJob = job
+        requests[slot].state = .waiting
+        structuralJob = job
+        job.isWaiting = true
+        job.stage = 1
+        begin(slot)
+        return nil
+      }
+    }
+    job.stage = 1
+    job.ended = nil
+    return log(job, [.resize(object: target.object, size: size)])
+  }
+
+  // MARK: Flush, volumes, stop
+
+  private func flush(_ job: ControlJob) -> ControlReply? {
+    if job.stage == 0 {
+      job.goal = pool.log.appliedSequence
+      job.stage = 1
+    }
+    let isDone =
+      pool.root.cutSequence >= job.goal && pool.catalog.deletedObjects == 0
+      && pool.space.releasedPending == 0 && !isPunching && destager.isIdle
+    return isDone ? .done : nil
+  }
+
+  private func addVolume(
+    _ job: ControlJob, _ device: DeviceIndex, _ uuid: UUIDBytes, _ description: DeviceDescription
+  ) -> ControlReply? {
+    if job.stage == 0 {
+      guard destager.isIdle else {
+        flushWanted = true
+        return nil
+      }
+      let index = pool.configuration.volumes.count
+      guard device == .volume(index) else {
+        return .failed(.badName("the volume is not the next one of the pool"))
+      }
+      pool.configuration.volumes.append(VolumeMember(member: uuid, description: description))
+      pool.space.addVolume(index, description)
+      pool.paths.hit(.volumeAdded)
+      job.goal = pool.root.checkpoint + 1
+      job.stage = 1
+      destager.start()
+      return nil
+    }
+    return pool.root.checkpoint >= job.goal ? .done : nil
+  }
+
+  private func stop() -> ControlReply? {
+    isStopping = true
+    let log = pool.log
+    let isQuiet =
+      activeWrites.isEmpty && log.isQuiet && pool.ops.inFlight == 0
+      && (log.headerWatermark >= log.lastDataSequence || !log.isOpen || log.isBroken)
+    guard isQuiet else { return nil }
+    stopped()
+    return .done
+  }
+
+  // MARK: Status
+
+  private func status() -> PoolStatus {
+    var s = PoolStatus()
+    let space = pool.space
+    s.uuid = pool.configuration.pool
+    s.name = pool.configuration.name
+    s.state =
+      destager.isWaitingForDevice || pool.log.isBroken
+      ? .suspended : space.available <= pool.reservedBlocks && space.backable == 0 ? .full : .online
+    s.uptimeNanoseconds = uptime
+    s.logSize = pool.log.geometry.capacity
+    s.logUsed = pool.log.usedBytes
+    let blocks: (Int) -> UInt64 = { UInt64(max(0, $0)) << blockShift }
+    s.spaceSize = blocks(space.total)
+    s.spaceUsed = blocks(space.used + space.reserved + space.releasedPending)
+    s.spaceFree = blocks(space.available + space.backable - pool.reservedBlocks)
+    s.spaceMetadata = blocks(space.metadata)
+    s.spaceReserved = blocks(pool.reservedBlocks)
+    s.spaceFreeing = pool.catalog.freeingBlocks << blockShift
+    s.disks = pool.catalog.diskCount
+    s.writes = statistics.writes
+    s.writtenBytes = statistics.writtenBytes
+    s.reads = statistics.reads
+    s.readBytes = statistics.readBytes
+    s.destagedBytes = destager.destagedBlocks << blockShift
+    s.destageBacklogBytes = blocks(pool.index.blocksLogged)
+    s.checkpointNumber = pool.root.checkpoint
+    s.checkpointAgeNanoseconds = wallClock > pool.root.written ? wallClock - pool.root.written : 0
+    s.checksumErrors = pool.checksumErrors
+    s.ioErrors = pool.ioErrors
+    s.recoveryNanoseconds = statistics.recoveryNanoseconds
+    s.recoveryFrames = statistics.recoveryFrames
+    return s
+  }
+}

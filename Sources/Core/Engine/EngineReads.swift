@@ -1,0 +1,311 @@
+// Reads: log index, then extent map, then cache, then device; every block's checksum is verified.
+//
+// A read is resolved from its first block on. Each run of blocks with one source becomes a part
+// (one device operation) straight into the request's memory. Content that is not durable yet is
+// not in the index and is never returned (R24).
+//
+// A block whose checksum does not match may have been overwritten between look-up and read, by
+// destaging in place or by a reused log segment. So the whole request is resolved anew; only where
+// the same place and checksum are named again is it damage (R9).
+
+extension Engine {
+  // MARK: Dispatch
+
+  /// Starts a request, or tries it again after a wait.
+  func begin(_ slot: Int32) {
+    let request = requests[slot].request
+    guard let disk = pool.disks.resolve(request.disk) else { return refuse(slot) }
+    if !requests[slot].countsOnDisk {
+      requests[slot].countsOnDisk = true
+      disk.requests += 1
+      if let status = checked(request, disk) { return finish(slot, status) }
+      switch request.operation {
+      case .write: enlist(slot)
+      case .zero, .trim:
+        enlist(slot)
+        disk.zeroing += 1
+      case .read, .status, .flush: break
+      }
+    }
+    switch request.operation {
+    case .read: resolveRead(slot, disk)
+    case .status: resolveStatus(slot, disk)
+    case .write, .zero, .trim: beginWrite(slot, disk)
+    case .flush: beginFlush(slot)
+    }
+  }
+
+  /// The handle is not valid, or not any more.
+  private func refuse(_ slot: Int32) {
+    guard requests[slot].countsOnDisk else { return finish(slot, .invalid) }
+    switch requests[slot].request.operation {
+    case .read:
+      requests[slot].status = .invalid
+      requests[slot].resolved = UInt32(requests[slot].blockCount)
+      if requests[slot].outstanding == 0 { readEnded(slot) }
+    case .status, .flush: finish(slot, .invalid)
+    case .write, .zero, .trim: writeEnded(slot, .invalid)
+    }
+  }
+
+  /// Nil when the request is within the rules.
+  private func checked(_ request: BlockRequest, _ disk: Disk) -> BlockStatus? {
+    guard let record = disk.record, disk.isLoaded else { return .invalid }
+    if isStopping, request.operation != .read { return .stopping }
+    let isWrite =
+      request.operation == .write || request.operation == .zero || request.operation == .trim
+    if request.operation == .flush { return nil }
+    let (end, overflow) = request.offset.addingReportingOverflow(request.length)
+    guard !overflow, end <= record.size else { return .invalid }
+    if isWrite, record.readOnly { return .readOnly }
+    if request.length == 0 { return .ok }
+    if request.operation == .read || request.operation == .write {
+      guard request.length <= UInt64(maximumPiece), request.memory != nil else { return .invalid }
+    }
+    if request.operation == .status, request.memory == nil { return .invalid }
+    return nil
+  }
+
+  // MARK: Resolving
+
+  func resolveRead(_ slot: Int32, _ disk: Disk) {
+    requests[slot].state = .reading
+    let first = requests[slot].firstBlock
+    let total = UInt64(requests[slot].blockCount)
+    let memory = requests[slot].request.memory!
+    while UInt64(requests[slot].resolved) < total {
+      let done = UInt64(requests[slot].resolved)
+      let key = IndexKey(slot: disk.slot, block: BlockIndex(first + done))
+      let left = total - done
+      let target = memory + Int(done) << Int(blockShift)
+      switch pool.index.lookup(key) {
+      case .covered(let entry, let remaining):
+        if entry.kind == .zero {
+          let n = min(remaining, left)
+          target.initializeMemory(as: UInt8.self, repeating: 0, count: Int(n) * blockSize)
+          requests[slot].resolved += UInt32(n)
+        } else if !readLogged(slot, entry, left: Int(left), target) {
+          return readRetries.append(slot, &requests)
+        }
+      case .gap(let blocks):
+        do throws(SpaceWait) {
+          guard try readMapped(slot, disk, key.block, limit: Int(min(blocks, left)), target) else {
+            return readRetries.append(slot, &requests)
+          }
+        } catch {
+          return park(slot, error)
+        }
+      }
+    }
+    if requests[slot].outstanding == 0 { readEnded(slot) }
+  }
+
+  /// Parks a read (or status) until metadata is there.
+  private func park(_ slot: Int32, _ wait: SpaceWait) {
+    switch wait {
+    case .node(let pointer):
+      parked.append(slot, &requests)
+      startLoad(pointer)
+    case .memory: parked.append(slot, &requests)
+    case .damaged, .backing, .noSpace:
+      if requests[slot].request.operation == .status { return finish(slot, .ioError) }
+      requests[slot].status = .ioError
+      requests[slot].resolved = UInt32(requests[slot].blockCount)
+      if requests[slot].outstanding == 0 { readEnded(slot) }
+    }
+  }
+
+  /// Reads a run of logged (or large-written) blocks; false when there is no part for it.
+  private func readLogged(
+    _ slot: Int32, _ entry: IndexEntry, left: Int, _ target: UnsafeMutableRawPointer
+  ) -> Bool {
+    guard let part = parts.take() else { return false }
+    let sums = parts.checksums(part)
+    sums[0] = entry.checksum
+    var n = 1
+    let isLog = entry.kind == .log
+    let segmentBlocks = pool.log.geometry.segmentBlocks
+    while n < left, case .covered(let next, _) = pool.index.lookup(
+      IndexKey(raw: entry.key.raw + UInt64(n))), next.kind == entry.kind,
+      next.location == entry.location + UInt64(n),
+      !isLog || next.location % segmentBlocks != 0
+    {
+      sums[n] = next.checksum
+      n += 1
+    }
+    issue(part, slot, count: n, location: entry.location, isLog: isLog, target)
+    return true
+  }
+
+  /// Reads a run of blocks that nothing is logged for: hole, cache or home.
+  private func readMapped(
+    _ slot: Int32, _ disk: Disk, _ block: BlockIndex, limit: Int,
+    _ target: UnsafeMutableRawPointer
+  ) throws(SpaceWait) -> Bool {
+    switch try disk.map!.lookup(block, limit: limit) {
+    case .hole(let count):
+      target.initializeMemory(as: UInt8.self, repeating: 0, count: count * blockSize)
+      requests[slot].resolved += UInt32(count)
+    case .mapped(let address, let count, _, let checksums):
+      var n = 0
+      let useCache = !requests[slot].isScrub
+      while useCache, n < count,
+        let cached = pool.store.cache.find(
+          address + UInt64(n), checksum: cacheChecksum(checksums[n]))
+      {
+        (target + n * blockSize)
+          .copyMemory(from: pool.store.cache.memory(cached), byteCount: blockSize)
+        n += 1
+      }
+      if n > 0 {
+        requests[slot].resolved += UInt32(n)
+        return true
+      }
+      guard let part = parts.take() else { return false }
+      let sums = parts.checksums(part)
+      sums[0] = checksums[0]
+      n = 1
+      while n < count,
+        !useCache
+          || pool.store.cache.find(address + UInt64(n), checksum: cacheChecksum(checksums[n])) == nil
+      {
+        sums[n] = checksums[n]
+        n += 1
+      }
+      issue(part, slot, count: n, location: address.raw, isLog: false, target)
+    }
+    return true
+  }
+
+  /// The cache's key holds the checksum, so that an entry for old content can't be hit (R9).
+  func cacheChecksum(_ checksum: UInt32) -> UInt32 {
+    pool.fault == .staleCacheAfterOverwrite ? 0 : checksum
+  }
+
+  private func issue(
+    _ part: Int32, _ slot: Int32, count: Int, location: UInt64, isLog: Bool,
+    _ target: UnsafeMutableRawPointer
+  ) {
+    parts[part].slot = slot
+    parts[part].first = Int32(requests[slot].resolved)
+    parts[part].count = Int32(count)
+    parts[part].location = location
+    parts[part].isLog = isLog
+    requests[slot].resolved += UInt32(count)
+    requests[slot].outstanding += 1
+    let address = BlockAddress(raw: location)
+    pool.ops.issue(
+      .read, isLog ? .log : .volume(address.volume),
+      offset: isLog ? pool.log.geometry.deviceOffset(location << blockShift) : address.byteOffset,
+      length: UInt64(count * blockSize), memory: target, owner: .readPart, index: Int(part))
+  }
+
+  // MARK: Completion
+
+  func partCompleted(_ index: Int32, error: Int32) {
+    let part = parts[index]
+    let slot = part.slot
+    let memory = requests[slot].request.memory! + Int(part.first) << Int(blockShift)
+    if error != 0 {
+      pool.ioErrors += 1
+      requests[slot].status = .ioError
+    } else {
+      let sums = parts.checksums(index)
+      for i in 0..<Int(part.count) {
+        if crc32cBlock(memory + i * blockSize) == sums[i] {
+          if !part.isLog { remember(part.location + UInt64(i), sums[i], memory + i * blockSize) }
+        } else {
+          mismatch(slot, location: part.location + UInt64(i), checksum: sums[i])
+        }
+      }
+    }
+    parts.give(index)
+    requests[slot].outstanding -= 1
+    if requests[slot].outstanding == 0,
+      UInt64(requests[slot].resolved) == UInt64(requests[slot].blockCount)
+    {
+      readEnded(slot)
+    }
+    if let waiting = readRetries.removeFirst(requests) { begin(waiting) }
+  }
+
+  /// Keeps a block that was read from home.
+  private func remember(_ address: UInt64, _ checksum: UInt32, _ from: UnsafeRawPointer) {
+    let cache = pool.store.cache
+    let (home, sum) = (BlockAddress(raw: address), cacheChecksum(checksum))
+    guard cache.find(home, checksum: sum) == nil, let cached = cache.insert(home, checksum: sum)
+    else { return }
+    cache.memory(cached).copyMemory(from: from, byteCount: blockSize)
+    cache.markValid(cached)
+  }
+
+  private func mismatch(_ slot: Int32, location: UInt64, checksum: UInt32) {
+    if requests[slot].retries > 0, requests[slot].badLocation == location,
+      requests[slot].badChecksum == checksum
+    {
+      requests[slot].status = .ioError
+      pool.checksumErrors += 1
+    } else if !requests[slot].mismatched {
+      requests[slot].mismatched = true
+      requests[slot].badLocation = location
+      requests[slot].badChecksum = checksum
+    }
+  }
+
+  private func readEnded(_ slot: Int32) {
+    if requests[slot].mismatched, requests[slot].status == .ok, requests[slot].retries < 16 {
+      requests[slot].mismatched = false
+      requests[slot].retries += 1
+      requests[slot].resolved = 0
+      pool.paths.hit(.checksumRetry)
+      return begin(slot)
+    }
+    if requests[slot].mismatched { requests[slot].status = .ioError }
+    if !requests[slot].isInternal {
+      statistics.reads += 1
+      statistics.readBytes += requests[slot].request.length
+    }
+    finish(slot, requests[slot].status)
+  }
+
+  // MARK: Block status
+
+  /// Describes the range from its start on, up to 256 runs; neighbours of one kind are joined.
+  private func resolveStatus(_ slot: Int32, _ disk: Disk) {
+    let request = requests[slot].request
+    let items = request.memory!.assumingMemoryBound(to: ExtentStatus.self)
+    var count = 0
+    var block = requests[slot].firstBlock
+    let end = requests[slot].endBlock
+    while block < end {
+      let key = IndexKey(slot: disk.slot, block: BlockIndex(block))
+      var n: UInt64
+      var isHole: Bool
+      switch pool.index.lookup(key) {
+      case .covered(let entry, let remaining):
+        n = min(remaining, end - block)
+        isHole = entry.kind == .zero
+      case .gap(let blocks):
+        do throws(SpaceWait) {
+          switch try disk.map!.lookup(key.block, limit: Int(min(blocks, end - block, 1 << 30))) {
+          case .hole(let c): (n, isHole) = (UInt64(c), true)
+          case .mapped(_, let c, _, _): (n, isHole) = (UInt64(c), false)
+          }
+        } catch {
+          return park(slot, error)
+        }
+      }
+      let from = max(block << blockShift, request.offset)
+      let to = min((block + n) << blockShift, request.offset + request.length)
+      if count > 0, items[count - 1].isHole == isHole {
+        items[count - 1].length += to - from
+      } else {
+        if count == 256 { break }
+        items[count] = ExtentStatus(length: to - from, isHole: isHole)
+        count += 1
+      }
+      block += n
+    }
+    finish(slot, .ok, count: UInt32(count))
+  }
+}

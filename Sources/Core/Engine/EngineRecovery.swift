@@ -1,0 +1,338 @@
+// Recovery: from labelled devices to an engine that serves. Every opening goes this way, a clean
+// one as well.
+//
+//     flush log and volumes (R6) ─▶ read root rings and epoch records ─▶ newest root; written to
+//     the volumes that lack it ─▶ open vSpace ─▶ replay the log ─▶ reserve the homes of large
+//     writes ─▶ new epoch, durable ─▶ serve
+//
+// Nothing is written before the newest root is chosen and found to be no older than what the log
+// names (R19). The caller holds the exclusive locks of the members.
+
+final class Recovery {
+  enum Stage {
+    case begin, flushing, reading, space, replaying, reserving, completingRoots, epoch
+  }
+
+  let pool: Pool
+  var stage = Stage.begin
+  var outstanding = 0
+  var error: Int32 = 0
+  var failedDevice = 0
+  let roots: AlignedMemory
+  let epochBlocks: AlignedMemory
+  let rootBlock = AlignedMemory(bytes: blockSize)
+  var newestRoots: [RootRecord?] = []
+  var replay: LogReplay?
+  var startedAt: UInt64 = 0
+  var reserveCursor = IndexKey(raw: 0)
+  var spaceBlocked = false
+
+  init(_ pool: Pool) {
+    self.pool = pool
+    let volumes = max(1, pool.configuration.volumes.count)
+    roots = AlignedMemory(bytes: volumes * Int(VolumeLayout.rootRing) * blockSize)
+    epochBlocks = AlignedMemory(bytes: Int(LogLayout.epochRing) * blockSize)
+  }
+
+  func completed(_ index: Int, error: Int32) {
+    if stage == .replaying {
+      replay?.readCompleted(index, error: error)
+      return
+    }
+    outstanding -= 1
+    if error != 0 {
+      self.error = error
+      failedDevice = index
+    }
+  }
+
+  /// Root ring entry `i` of volume `v`.
+  func rootBlock(_ v: Int, _ i: Int) -> UnsafeRawPointer {
+    UnsafeRawPointer(roots.base + (v * Int(VolumeLayout.rootRing) + i) * blockSize)
+  }
+}
+
+extension Engine {
+  func stepRecovery(_ recovery: Recovery) {
+    if recovery.startedAt == 0 { recovery.startedAt = now }
+    for _ in 0..<64 {
+      guard failure == nil, self.recovery != nil else { return }
+      if recovery.stage != .replaying, recovery.outstanding > 0 { return }
+      do throws(SpaceWait) {
+        if try !advanceRecovery(recovery) { return }
+      } catch {
+        return awaitRecovery(recovery, error)
+      }
+    }
+  }
+
+  private func awaitRecovery(_ recovery: Recovery, _ wait: SpaceWait) {
+    switch wait {
+    case .node(let pointer): startLoad(pointer)
+    case .damaged:
+      fail("metadata of the pool is damaged; run `sluice check` on it, and `sluice check --repair`")
+    case .memory: break
+    case .backing, .noSpace: fail("the pool has no room for its own recovery; add a volume")
+    }
+  }
+
+  /// One step; false when it waits.
+  private func advanceRecovery(_ recovery: Recovery) throws(SpaceWait) -> Bool {
+    if recovery.error != 0, recovery.stage != .replaying {
+      fail(
+        "\(deviceName(recovery.failedDevice)) can't be read or flushed (error \(recovery.error)); "
+          + "check the device and start again")
+      return false
+    }
+    switch recovery.stage {
+    case .begin: flushMembers(recovery)
+    case .flushing: readRoots(recovery)
+    case .reading: return chooseRoot(recovery)
+    case .space:
+      try pool.space.open(metadata: pool.root.space)
+      startReplay(recovery)
+    case .replaying: return stepReplay(recovery)
+    case .reserving:
+      try reserveHomes(recovery)
+      completeRoots(recovery)
+    case .completingRoots:
+      recovery.stage = .epoch
+      openEpoch()
+      if epochInFlight == nil { startWithoutEpoch(recovery) }
+      return false
+    case .epoch: return false
+    }
+    return true
+  }
+
+  private func deviceName(_ index: Int) -> String {
+    index == 0 ? "the log device" : "volume \(index - 1)"
+  }
+
+  private func flushMembers(_ recovery: Recovery) {
+    recovery.stage = .flushing
+    guard pool.fault != .noFlushInRecovery else { return }
+    for device in 0...pool.configuration.volumes.count {
+      recovery.outstanding += 1
+      pool.ops.flush(DeviceIndex(UInt16(device)), owner: .recovery, index: device)
+    }
+  }
+
+  private func readRoots(_ recovery: Recovery) {
+    recovery.stage = .reading
+    let length = VolumeLayout.rootRing << blockShift
+    for v in 0..<pool.configuration.volumes.count {
+      let offset = (VolumeLayout.roots + pool.configuration.unit * VolumeLayout.rootRing) << blockShift
+      recovery.outstanding += 1
+      pool.ops.issue(
+        .read, .volume(v), offset: offset, length: length,
+        memory: recovery.roots.base + v * Int(length), owner: .recovery, index: v + 1)
+    }
+    recovery.outstanding += 1
+    pool.ops.issue(
+      .read, .log, offset: LogLayout.epochs << blockShift,
+      length: LogLayout.epochRing << blockShift, memory: recovery.epochBlocks.base,
+      owner: .recovery, index: 0)
+  }
+
+  /// The newest root of any volume: all that it points to was durable before its first copy was
+  /// written.
+  private func chooseRoot(_ recovery: Recovery) -> Bool {
+    var newest: RootRecord?
+    for v in 0..<pool.configuration.volumes.count {
+      var own: RootRecord?
+      for i in 0..<Int(VolumeLayout.rootRing) {
+        guard
+          let root = RootRecord(
+            decoding: recovery.rootBlock(v, i), pool: pool.configuration.pool,
+            unit: pool.configuration.unit)
+        else { continue }
+        if root.checkpoint > own?.checkpoint ?? 0 { own = root }
+      }
+      recovery.newestRoots.append(own)
+      if let own {
+        let isBetter =
+          pool.fault == .olderRootAccepted
+          ? own.checkpoint < newest?.checkpoint ?? .max
+          : own.checkpoint > newest?.checkpoint ?? 0
+        if isBetter { newest = own }
+      }
+    }
+    guard let root = newest else {
+      fail("no volume holds a root of this pool; was `pool create` interrupted? Create it anew, or "
+        + "run `sluice check`")
+      return false
+    }
+    guard Int(root.volumes) <= pool.configuration.volumes.count else {
+      fail("the pool has \(root.volumes) volumes, only \(pool.configuration.volumes.count) were given; "
+        + "open it with all its devices")
+      return false
+    }
+    readEpochs(recovery)
+    pool.adopt(root)
+    recovery.stage = .space
+    return true
+  }
+
+  private func readEpochs(_ recovery: Recovery) {
+    var newest: EpochRecord?
+    for i in 0..<Int(LogLayout.epochRing) {
+      if let record = EpochRecord(
+        decoding: recovery.epochBlocks.base + i * blockSize, tag: pool.log.geometry.tag),
+        record.counter > newest?.counter ?? 0
+      {
+        newest = record
+      }
+    }
+    epochs = newest?.epochs ?? []
+    epochCounter = newest?.counter ?? 0
+  }
+
+  // MARK: Replay
+
+  private func startReplay(_ recovery: Recovery) {
+    let replay = LogReplay(
+      geometry: pool.log.geometry, ops: pool.ops, root: pool.root, epochs: epochs,
+      fault: pool.fault)
+    replay.apply = { [unowned self] table, length, sequence, payloadBlock in
+      applyTable(table, length: length, sequence: sequence, payloadBlock: payloadBlock)
+    }
+    recovery.replay = replay
+    recovery.stage = .replaying
+    replay.start()
+  }
+
+  private func stepReplay(_ recovery: Recovery) -> Bool {
+    guard let replay = recovery.replay else { return false }
+    switch replay.step() {
+    case .working: return false
+    case .failed(let why):
+      fail(why)
+      return false
+    case .done: break
+    }
+    if replay.highestCheckpoint > pool.root.checkpoint, pool.fault != .olderRootAccepted {
+      fail(
+        "the newest root of the pool is checkpoint \(pool.root.checkpoint), but the log names "
+          + "\(replay.highestCheckpoint): a volume was swapped or rolled back; bring back the right one")
+      return false
+    }
+    pool.log.adopt(
+      sequence: replay.lastSequence, position: replay.lastPosition, chain: replay.lastChain,
+      tailSegment: pool.log.geometry.segment(of: pool.root.nextPosition))
+    pool.log.checkpoint = pool.root.checkpoint
+    pool.nextInstant = max(pool.nextInstant, replay.lastInstant)
+    pool.paths.add(replay.paths)
+    statistics.recoveryFrames = replay.frames
+    recovery.replay = nil
+    recovery.stage = .reserving
+    return true
+  }
+
+  /// Homes of large writes that no map has yet must not be handed out (R17).
+  private func reserveHomes(_ recovery: Recovery) throws(SpaceWait) {
+    while let entry = pool.index.next(from: recovery.reserveCursor) {
+      if entry.kind == .home {
+        guard try pool.space.reserve(BlockAddress(raw: entry.location), 1) else {
+          return fail("a logged write's home is in use by something else; run `sluice check`")
+        }
+      }
+      recovery.reserveCursor = IndexKey(raw: entry.end)
+    }
+    pool.index.displacedHome = { [unowned pool] entry in
+      pool.space.cancelReservation(BlockAddress(raw: entry.location), 1)
+    }
+  }
+
+  /// A crash in the midst of writing a root leaves it on some volumes only; a later crash must not
+  /// find an older one alone.
+  private func completeRoots(_ recovery: Recovery) {
+    recovery.stage = .completingRoots
+    pool.root.encode(to: recovery.rootBlock.base)
+    let block = VolumeLayout.root(unit: pool.root.unit, checkpoint: pool.root.checkpoint)
+    for v in 0..<pool.configuration.volumes.count
+    where recovery.newestRoots[v]?.checkpoint != pool.root.checkpoint {
+      pool.paths.hit(.rootCompleted)
+      recovery.outstanding += 1
+      pool.ops.issue(
+        .writeDurable, .volume(v), offset: block << blockShift, length: UInt64(blockSize),
+        memory: recovery.rootBlock.base, owner: .recovery, index: v + 1)
+    }
+  }
+
+  // MARK: Epochs
+
+  /// Writes the record of a new epoch, which begins behind the last frame that counts. Leaves
+  /// `epochInFlight` nil when the log has no room for it before a checkpoint.
+  func openEpoch() {
+    guard epochInFlight == nil else { return }
+    guard let position = pool.log.nextEpochStart(),
+      epochs.count < EpochRecord.maximumEntries
+    else { return }
+    let number = (epochs.last?.number ?? 0) + 1
+    let first = pool.log.appliedSequence + 1
+    var seed = [number, first, pool.log.geometry.tag]
+    let epoch = Epoch(
+      number: number, firstSequence: first, position: position,
+      chain: seed.withUnsafeMutableBytes { crc32c(UnsafeRawBufferPointer($0)) })
+    // An epoch without a frame is forgotten, so that no two begin with one sequence.
+    var list = epochs.filter { $0.firstSequence < first }
+    if pool.fault == .epochNotRaised, let last = epochs.last {
+      list = epochs
+      list[list.count - 1] = last
+    } else {
+      list.append(epoch)
+    }
+    epochCounter += 1
+    EpochRecord(tag: pool.log.geometry.tag, counter: epochCounter, epochs: list)
+      .encode(to: epochMemory.base)
+    epochInFlight = epoch
+    pendingEpochs = list
+    let block = LogLayout.epochs + epochCounter % LogLayout.epochRing
+    pool.ops.issue(
+      .writeDurable, .log, offset: block << blockShift, length: UInt64(blockSize),
+      memory: epochMemory.base, owner: .epochRecord, index: 0)
+  }
+
+  func epochRecordWritten(_ index: Int, error: Int32) {
+    guard let epoch = epochInFlight else { return }
+    epochInFlight = nil
+    if error != 0 {
+      pool.ioErrors += 1
+      if recovery != nil {
+        return fail("the log device can't be written (error \(error)); check the device and start again")
+      }
+      probeAt = now + 1_000_000_000
+      return
+    }
+    epochs = pendingEpochs
+    probeAt = .max
+    pool.log.begin(epoch, instant: pool.nextInstant)
+    if let recovery {
+      statistics.recoveryNanoseconds = now - recovery.startedAt
+      becomeReady()
+    } else {
+      if !wasOpenedLate { pool.paths.hit(.reEpoch) }
+      wasOpenedLate = false
+    }
+    loadEnded = true
+  }
+
+  /// The log is so full that no epoch fits: destage what was replayed first. Reads are served
+  /// meanwhile, writes wait.
+  private func startWithoutEpoch(_ recovery: Recovery) {
+    pool.paths.hit(.recoveryBeforeNewEpoch)
+    statistics.recoveryNanoseconds = now - recovery.startedAt
+    wasOpenedLate = true
+    probeAt = now
+    becomeReady()
+    destager.start()
+  }
+
+  /// Epochs that no recovery needs any more: all that end at or before the cut.
+  func pruneEpochs() {
+    while epochs.count > 1, epochs[1].firstSequence <= pool.root.cutSequence + 1 {
+      epochs.removeFirst()
+    }
+  }
+}

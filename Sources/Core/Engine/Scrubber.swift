@@ -1,0 +1,126 @@
+/// Scrubbing: reads every block in use back from its device, disk by disk, past the cache, while
+/// the pool serves; what is found damaged is reported with disk name and offset.
+final class Scrubber {
+  static let inFlight = 8
+
+  var report = ScrubReport()
+  private(set) var memory: AlignedMemory
+  var freeBuffers: [Int] = Array(0..<Scrubber.inFlight)
+  var key: TreeKey?
+  var targets: [NameTarget]
+  var listed = false
+  var disk: Disk?
+  var block: UInt64 = 0
+  var outstanding = 0
+
+  init(targets: [NameTarget]) {
+    self.targets = targets
+    memory = AlignedMemory(bytes: Self.inFlight * maximumPiece)
+    report.running = true
+  }
+
+  func buffer(_ i: Int) -> UnsafeMutableRawPointer { memory.base + i * maximumPiece }
+
+  /// A piece was read (or not).
+  func ended(_ request: BlockRequest, _ status: BlockStatus, buffer: Int) {
+    outstanding -= 1
+    freeBuffers.append(buffer)
+    let blocks = request.length >> blockShift
+    report.blocksVerified += blocks
+    guard status == .ioError else { return }
+    report.damagedBlocks += 1
+    if report.damage.count < 100 {
+      report.damage.append(
+        "disk “\(disk?.name ?? "?")” has an unreadable block within \(blocks) blocks at offset "
+          + "\(request.offset)")
+    }
+  }
+}
+
+extension Engine {
+  /// Goes on with the running scrub, or starts one; the report when it is through.
+  func scrub(_ job: ControlJob) throws(SpaceWait) -> ControlReply? {
+    if scrubber == nil || (job.stage == 0 && scrubber?.report.running == false) {
+      scrubber = Scrubber(targets: pool.catalog.overlayTargets())
+    }
+    job.stage = 1
+    guard let scrubber else { return nil }
+    if scrubber.report.running, try !stepScrub(scrubber) { return nil }
+    return .scrub(scrubber.report)
+  }
+
+  /// Issues reads as far as there are buffers; true when everything was read.
+  private func stepScrub(_ scrubber: Scrubber) throws(SpaceWait) -> Bool {
+    while true {
+      if let disk = scrubber.disk {
+        guard try scrubDisk(scrubber, disk) else { return false }
+        guard scrubber.outstanding == 0 else { return false }
+        disk.connections -= 1
+        scrubber.disk = nil
+      }
+      if let target = scrubber.targets.last {
+        if target.kind == .disk, try pool.catalog.record(of: target.object) != nil {
+          let disk = pool.disks.findOrAdd(target.object)
+          try pool.load(disk)
+          disk.connections += 1
+          scrubber.disk = disk
+          scrubber.block = 0
+        }
+        scrubber.targets.removeLast()
+        continue
+      }
+      if scrubber.listed { break }
+      let page = try pool.catalog.page(after: scrubber.key, limit: 256)
+      scrubber.targets = page.targets
+      scrubber.key = page.next
+      scrubber.listed = page.next == nil
+    }
+    scrubber.report.running = false
+    return true
+  }
+
+  /// True when the disk's last read has been issued.
+  private func scrubDisk(_ scrubber: Scrubber, _ disk: Disk) throws(SpaceWait) -> Bool {
+    guard !disk.isDeleted, let size = disk.record?.size else { return true }
+    let end = roundUp(size, to: 4096) >> blockShift
+    while scrubber.block < end {
+      let key = IndexKey(slot: disk.slot, block: BlockIndex(scrubber.block))
+      switch pool.index.lookup(key) {
+      case .covered(let entry, let remaining) where entry.kind == .zero:
+        scrubber.block += min(remaining, end - scrubber.block)
+        continue
+      case .covered: break
+      case .gap(let blocks):
+        let limit = Int(min(blocks, end - scrubber.block, 1 << 30))
+        if case .hole(let count) = try disk.map!.lookup(key.block, limit: limit) {
+          scrubber.block += UInt64(count)
+          continue
+        }
+      }
+      guard let buffer = scrubber.freeBuffers.popLast() else { return false }
+      let length = min(UInt64(maximumPiece) >> blockShift, end - scrubber.block)
+      issueScrubRead(scrubber, disk, blocks: length, buffer: buffer)
+      scrubber.block += length
+    }
+    return true
+  }
+
+  private func issueScrubRead(_ scrubber: Scrubber, _ disk: Disk, blocks: UInt64, buffer: Int) {
+    let read = BlockRequest(
+      operation: .read, disk: disk.handle, offset: scrubber.block << blockShift,
+      length: blocks << blockShift, memory: scrubber.buffer(buffer), token: UInt64(buffer))
+    guard let slot = requests.take(read) else {
+      return scrubber.freeBuffers.append(buffer)
+    }
+    scrubber.outstanding += 1
+    requests[slot].isInternal = true
+    requests[slot].isScrub = true
+    requests[slot].countsOnDisk = true
+    disk.requests += 1
+    resolveRead(slot, disk)
+  }
+
+  func scrubReadEnded(_ request: BlockRequest, _ status: BlockStatus) {
+    scrubber?.ended(request, status, buffer: Int(request.token))
+  }
+}

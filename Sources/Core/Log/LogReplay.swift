@@ -1,0 +1,427 @@
+// Replay: which frames of the log count after a crash, and what they say.
+//
+// Start: the frame behind the root's cut. Each frame must continue the one before: its position,
+// its sequence, its epoch, and the checksum of the header before it (R2). Of a segment that was
+// closed by a summary only the summary is read, where all its frames are known durable (R1);
+// other segments are read whole.
+//
+// W, the watermark, is the highest sequence that any valid header calls durable. What to do where
+// the expected frame is not at its place, or is not whole:
+//
+//     next epoch of the record starts with this sequence     go on there
+//     valid expected frame at the next segment's start       go on there (segment was closed)
+//     W >= expected, or a later epoch is recorded            damage: refuse to open
+//     else                                                   the tail: all before it counts
+//
+//     payload block with a wrong checksum, sequence <= W     counts; reading the block is an error
+//     payload block with a wrong checksum, sequence > W      torn: the tail
+//
+// To know W behind a bad frame, the rest of its segment and the two behind it are looked through:
+// more than can be in flight or unsynced at once.
+
+package final class LogReplay {
+  package enum Outcome: Equatable {
+    case working
+    case done
+    case failed(String)
+  }
+
+  private struct PendingFrame {
+    var table: UnsafeRawPointer
+    var length: Int
+    var sequence: FrameSequence
+    var payloadBlock: UInt64
+    var nextPosition: UInt64
+    var chain: UInt32
+    var isWhole: Bool
+    var instant: Instant
+  }
+
+  private enum Need: Error {
+    case segment(UInt64)
+    case table(UInt64)
+    case failed(String)
+  }
+
+  private let geometry: LogGeometry
+  private let ops: OpQueue
+  private let epochs: [Epoch]
+  private let firstSegment: UInt64
+  private var fault: PlantedFault?
+
+  // Where the walk is.
+  private var position: UInt64
+  private var expected: FrameSequence
+  private var chain: UInt32
+  private var epochIndex: Int
+
+  package private(set) var watermark: FrameSequence = 0
+  /// Highest checkpoint that a valid frame calls durable (R19).
+  package private(set) var highestCheckpoint: UInt64 = 0
+  package private(set) var frames: UInt64 = 0
+  package private(set) var lastInstant: Instant = 0
+  package var paths = RarePathCounters()
+
+  // The last frame that counts.
+  package private(set) var lastSequence: FrameSequence
+  package private(set) var lastPosition: UInt64
+  package private(set) var lastChain: UInt32
+
+  private var pending: [PendingFrame] = []
+  private var summaries: [UInt64: FrameHeader] = [:]
+  private var tables: [UInt64: AlignedMemory] = [:]
+  private var segments: [UInt64: AlignedMemory] = [:]
+
+  // Reads under way.
+  private struct Read {
+    var offset: UInt64
+    var length: Int
+    var memory: UnsafeMutableRawPointer
+    var attempts = 0
+  }
+  private var reads: [Read] = []
+  private var readsLeft = 0
+  private var nextRead = 0
+  private var lookahead: AlignedMemory?
+
+  /// Takes the records of one frame in order; false when the table is not well-formed.
+  package var apply: (_ table: UnsafeRawPointer, _ length: Int, _ sequence: FrameSequence, _ payloadBlock: UInt64) -> Bool = { _, _, _, _ in true }
+
+  package init(
+    geometry: LogGeometry, ops: OpQueue, root: RootRecord, epochs: [Epoch], fault: PlantedFault?
+  ) {
+    self.geometry = geometry
+    self.ops = ops
+    self.epochs = epochs
+    self.fault = fault
+    position = root.nextPosition
+    expected = root.cutSequence + 1
+    chain = root.cutChain
+    epochIndex = epochs.lastIndex { $0.firstSequence < root.cutSequence + 1 } ?? -1
+    lastSequence = root.cutSequence
+    lastPosition = root.nextPosition
+    lastChain = root.cutChain
+    firstSegment = geometry.segment(of: root.nextPosition)
+    watermark = root.cutSequence
+  }
+
+  // MARK: Reading
+
+  /// Begins with the last block of every segment, where summaries end.
+  package func start() {
+    guard !epochs.isEmpty else { return }
+    let memory = AlignedMemory(bytes: Int(geometry.segments) * blockSize)
+    lookahead = memory
+    var list: [Read] = []
+    for i in 0..<geometry.segments {
+      let end = geometry.start(ofSegment: firstSegment + i + 1)
+      list.append(
+        Read(
+          offset: geometry.deviceOffset(end - UInt64(blockSize)), length: blockSize,
+          memory: memory.base + Int(i) * blockSize))
+    }
+    issue(list)
+  }
+
+  private func issue(_ list: [Read]) {
+    reads = list
+    readsLeft = list.count
+    nextRead = 0
+    while nextRead < min(64, reads.count) { issueNext() }
+  }
+
+  private func issueNext() {
+    let read = reads[nextRead]
+    ops.issue(
+      .read, .log, offset: read.offset, length: UInt64(read.length), memory: read.memory,
+      owner: .recovery, index: nextRead)
+    nextRead += 1
+  }
+
+  /// A read ended. What can't be read after three attempts counts as damaged: zeros.
+  package func readCompleted(_ i: Int, error: Int32) {
+    if error != 0 {
+      reads[i].attempts += 1
+      if reads[i].attempts < 3 {
+        let read = reads[i]
+        return ops.issue(
+          .read, .log, offset: read.offset, length: UInt64(read.length), memory: read.memory,
+          owner: .recovery, index: i)
+      }
+      reads[i].memory.initializeMemory(as: UInt8.self, repeating: 0, count: reads[i].length)
+    }
+    readsLeft -= 1
+    if nextRead < reads.count { issueNext() }
+  }
+
+  // MARK: The walk
+
+  /// Goes on as far as what has been read allows.
+  package func step() -> Outcome {
+    guard readsLeft == 0 else { return .working }
+    if let memory = lookahead {
+      takeSummaries(memory)
+      lookahead = nil
+    }
+    do throws(Need) {
+      try walk()
+      return .done
+    } catch {
+      switch error {
+      case .failed(let why): return .failed(why)
+      case .segment(let segment): loadSegment(segment)
+      case .table(let segment): loadTable(segment)
+      }
+      return .working
+    }
+  }
+
+  private func takeSummaries(_ memory: AlignedMemory) {
+    for i in 0..<geometry.segments {
+      let segment = firstSegment + i
+      guard
+        let header = FrameHeader(
+          decoding: memory.base + Int(i) * blockSize, tag: geometry.tag,
+          maximumBlocks: geometry.segmentBlocks),
+        header.kind == .summary, header.sequence >= expected,
+        header.position + UInt64(header.blocks) << blockShift
+          == geometry.start(ofSegment: segment + 1),
+        epochs.contains(where: { $0.number == header.epoch })
+      else { continue }
+      summaries[segment] = header
+      note(header)
+    }
+  }
+
+  private func note(_ header: FrameHeader) {
+    watermark = max(watermark, header.durableSequence)
+    highestCheckpoint = max(highestCheckpoint, header.checkpoint)
+  }
+
+  private func walk() throws(Need) {
+    while true {
+      if jumpToNextEpoch() { continue }
+      guard epochIndex >= 0 else { break }
+      let segment = geometry.segment(of: position)
+      guard segment < firstSegment + geometry.segments else { break }
+      if try useSummary(segment) { continue }
+      if try takeFrame(at: position) { continue }
+      let next = geometry.start(ofSegment: segment + 1)
+      if segment + 1 < firstSegment + geometry.segments, next != position,
+        try peekFrame(at: next) != nil
+      {
+        paths.hit(.segmentScanReplay)
+        position = next
+        continue
+      }
+      try lookBehind(segment)
+      if watermark >= expected || epochs[(epochIndex + 1)...].contains(where: { $0.firstSequence > expected }) {
+        throw .failed(
+          "the log is damaged: frame \(expected) at log position \(position) is unreadable although "
+            + "it was acknowledged; run `sluice check` to see what is affected, and "
+            + "`sluice check --repair` to go on without it")
+      }
+      break
+    }
+    try finish()
+  }
+
+  private func jumpToNextEpoch() -> Bool {
+    guard epochIndex + 1 < epochs.count, epochs[epochIndex + 1].firstSequence == expected else {
+      return false
+    }
+    epochIndex += 1
+    position = epochs[epochIndex].position
+    chain = epochs[epochIndex].chain
+    return true
+  }
+
+  // MARK: Summaries
+
+  private func useSummary(_ segment: UInt64) throws(Need) -> Bool {
+    guard let header = summaries[segment], header.epoch == epochs[epochIndex].number,
+      header.sequence >= expected, header.sequence <= watermark
+    else { return false }
+    guard let table = tables[segment] else { throw .table(segment) }
+    defer { tables[segment] = nil }
+    let length = Int(header.tableLength)
+    guard crc32c(.init(start: table.base, count: length)) == header.tableChecksum else {
+      summaries[segment] = nil
+      return false
+    }
+    var at = 0
+    var next = expected
+    var found: [PendingFrame] = []
+    while at < length {
+      guard at + SummaryEntry.size <= length else { break }
+      let entry = SummaryEntry(decoding: table.base + at)
+      let end = at + SummaryEntry.size + Int(entry.tableLength)
+      guard end <= length else { break }
+      if entry.sequence >= expected {
+        guard entry.sequence == next else { break }
+        found.append(
+          PendingFrame(
+            table: UnsafeRawPointer(table.base + at + SummaryEntry.size),
+            length: Int(entry.tableLength), sequence: entry.sequence,
+            payloadBlock: entry.payloadPosition >> blockShift,
+            nextPosition: entry.position + UInt64(entry.blocks) << blockShift,
+            chain: header.chain, isWhole: true, instant: entry.instant))
+        next += 1
+      }
+      at = roundUp(end, to: 8)
+    }
+    guard next == header.sequence + 1, pending.isEmpty else {
+      summaries[segment] = nil
+      return false
+    }
+    for frame in found { try take(frame) }
+    expected = next
+    chain = header.chain
+    position = geometry.start(ofSegment: segment + 1)
+    paths.hit(.segmentSummaryReplay)
+    return true
+  }
+
+  private func loadTable(_ segment: UInt64) {
+    let header = summaries[segment]!
+    let length = Int(header.blocks - 1) << Int(blockShift)
+    let memory = AlignedMemory(bytes: length)
+    tables[segment] = memory
+    issue([Read(offset: geometry.deviceOffset(header.position), length: length, memory: memory.base)])
+  }
+
+  private func loadSegment(_ segment: UInt64) {
+    if pending.isEmpty { segments = segments.filter { $0.key + 1 >= segment } }
+    let memory = AlignedMemory(bytes: Int(geometry.segmentSize))
+    segments[segment] = memory
+    let piece = 1 << 20
+    issue(
+      (0..<Int(geometry.segmentSize) / piece).map {
+        Read(
+          offset: geometry.deviceOffset(geometry.start(ofSegment: segment)) + UInt64($0 * piece),
+          length: piece, memory: memory.base + $0 * piece)
+      })
+  }
+
+  // MARK: Frames
+
+  /// The valid expected frame at `position`, or nil.
+  private func peekFrame(at position: UInt64) throws(Need) -> (FrameHeader, UnsafeRawPointer)? {
+    let segment = geometry.segment(of: position)
+    guard let memory = segments[segment] else { throw .segment(segment) }
+    let offset = Int(position & (geometry.segmentSize - 1))
+    let p = UnsafeRawPointer(memory.base + offset)
+    guard
+      let header = FrameHeader(
+        decoding: p, tag: geometry.tag,
+        maximumBlocks: (geometry.segmentSize - UInt64(offset)) >> blockShift),
+      header.kind == .data, header.epoch == epochs[epochIndex].number || fault == .epochNotRaised,
+      header.position == position
+    else { return nil }
+    if header.flags & FrameHeader.bridge != 0 {
+      return header.sequence >= expected ? (header, p) : nil
+    }
+    guard header.sequence == expected, header.chain == chain,
+      crc32c(.init(start: p + FrameHeader.size, count: Int(header.tableLength)))
+        == header.tableChecksum
+    else {
+      if header.sequence == expected { paths.hit(.tornTail) }
+      return nil
+    }
+    return (header, p)
+  }
+
+  private func takeFrame(at position: UInt64) throws(Need) -> Bool {
+    guard let (header, p) = try peekFrame(at: position) else { return false }
+    note(header)
+    let isBridge = header.flags & FrameHeader.bridge != 0
+    let front = FrameHeader.frontBlocks(tableLength: Int(header.tableLength))
+    let frame = PendingFrame(
+      table: p + FrameHeader.size, length: isBridge ? 0 : Int(header.tableLength),
+      sequence: header.sequence, payloadBlock: (position >> blockShift) + UInt64(front),
+      nextPosition: position + UInt64(header.blocks) << blockShift,
+      chain: isBridge ? header.chain : header.headerChecksum,
+      isWhole: header.sequence <= watermark || isBridge || fault == .logTailUnchecked
+        || payloadIsWhole(p, header),
+      instant: header.instant)
+    pending.append(frame)
+    expected = frame.sequence + 1
+    self.chain = frame.chain
+    self.position = frame.nextPosition
+    try takeCertain()
+    return true
+  }
+
+  private func payloadIsWhole(_ p: UnsafeRawPointer, _ header: FrameHeader) -> Bool {
+    let payload = p + FrameHeader.frontBlocks(tableLength: Int(header.tableLength)) * blockSize
+    var cursor = RecordCursor(
+      table: p + FrameHeader.size, length: Int(header.tableLength))
+    while let record = cursor.next() {
+      guard case .data(_, _, _, let count, let first, let checksums) = record else { continue }
+      guard Int(first) + count <= Int(header.payloadBlocks) else { return false }
+      for i in 0..<count
+      where crc32cBlock(payload + (Int(first) + i) * blockSize) != checksums.u32(4 * i) {
+        return false
+      }
+    }
+    return cursor.isAtEnd
+  }
+
+  /// Applies the frames at the front of the line that are known to count.
+  private func takeCertain() throws(Need) {
+    var n = 0
+    while n < pending.count, pending[n].sequence <= watermark {
+      try take(pending[n])
+      n += 1
+    }
+    pending.removeFirst(n)
+  }
+
+  private func take(_ frame: PendingFrame) throws(Need) {
+    guard apply(frame.table, frame.length, frame.sequence, frame.payloadBlock) else {
+      throw .failed(
+        "the log is damaged: the record table of frame \(frame.sequence) is not well-formed; run "
+          + "`sluice check`")
+    }
+    frames += 1
+    lastSequence = frame.sequence
+    lastPosition = frame.nextPosition
+    lastChain = frame.chain
+    lastInstant = max(lastInstant, frame.instant)
+  }
+
+  /// Looks for headers behind the end of the walk whose watermark covers the expected frame.
+  private func lookBehind(_ segment: UInt64) throws(Need) {
+    for s in segment...(segment + 2) where s < firstSegment + geometry.segments {
+      guard let memory = segments[s] else { throw .segment(s) }
+      let start = s == segment ? Int(position & (geometry.segmentSize - 1)) : 0
+      for offset in stride(from: start, to: Int(geometry.segmentSize), by: blockSize) {
+        let p = UnsafeRawPointer(memory.base + offset)
+        guard p.u32(0) == FrameHeader.magic,
+          let header = FrameHeader(
+            decoding: p, tag: geometry.tag, maximumBlocks: geometry.segmentBlocks),
+          header.epoch == epochs[epochIndex].number, header.sequence >= expected,
+          header.kind == .summary
+            || header.position == geometry.start(ofSegment: s) + UInt64(offset)
+        else { continue }
+        note(header)
+      }
+    }
+  }
+
+  /// The walk is over: what is certain counts, and behind it what is whole, up to the first that
+  /// is not.
+  private func finish() throws(Need) {
+    try takeCertain()
+    for frame in pending {
+      guard frame.isWhole else {
+        paths.hit(.tornPayload)
+        break
+      }
+      try take(frame)
+    }
+    pending.removeAll()
+    segments.removeAll()
+    tables.removeAll()
+  }
+}

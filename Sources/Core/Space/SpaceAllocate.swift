@@ -1,0 +1,224 @@
+// Choosing where runs come from.
+//
+// Locality first: exactly the wanted block, then behind it in its chunk, then the other chunks of
+// its group. Without a neighbour, or when there is nothing: the volume with most free space, and in
+// it the group that `VolumeSpace.pickGroup` names. A group whose search finds nothing as long as
+// the target remembers how long its longest run can be (`bound`), so that it is not searched in
+// vain again; a few groups are tried for the full length, then the target is quartered, down to the
+// minimum. For the minimum every group that may serve is tried, so that no space stays unfound.
+//
+// Data keeps away from chunks that hold metadata nodes as long as the group has others, metadata
+// seeks them: nodes stay close together.
+
+extension SpaceMap {
+  /// What a search is for.
+  struct RunSearch {
+    var want: Int
+    var minimum: Int
+    var forMetadata = false
+    /// Metadata: the chunks around this one don't serve, nor, with `otherVolume`, its volume.
+    var apartFrom: BlockAddress?
+    var otherVolume = false
+    /// 2: at least 32 MiB lie between; 1: another chunk; 0: anywhere.
+    var chunksApart = 2
+  }
+
+  /// How many groups are tried for each target but the minimum.
+  private static let groupsTried = 4
+
+  /// Up to `want` (at most 8,192) contiguous free backed blocks, marked as reserved; at least
+  /// `minimum`.
+  ///
+  /// `near` is the block wanted first, usually the one right behind the disk's last run: it is
+  /// tried first, then its chunk, its group, and then the volume with most free space. Never
+  /// takes from the metadata reserve. Throws `.backing` when only blocks without backing are
+  /// left; nil: no space.
+  package func allocateRun(
+    near: BlockAddress?, want: Int, minimum: Int
+  ) throws(SpaceWait) -> BlockRun? {
+    invariant(minimum > 0 && want >= minimum, "a run of \(want), at least \(minimum), is asked for")
+    let least = min(minimum, SpaceFormat.chunkBlocks)
+    let most = min(want, SpaceFormat.chunkBlocks, available)
+    if most >= least {
+      let search = RunSearch(want: most, minimum: least)
+      if let run = try findRun(near: near, search) {
+        take(run)
+        return run
+      }
+    }
+    if let range = try backingForRuns() { throw .backing(range) }
+    return nil
+  }
+
+  /// Marks a run that a search found as reserved.
+  func take(_ run: BlockRun) {
+    let piece = firstPiece(run.address, run.count)
+    invariant(piece.count == run.count, "a run crosses chunks")
+    reserveBlocks(residentSlot(piece.key, "take"), piece.start, piece.count)
+  }
+
+  /// A run for `search`; its chunk is in memory, its blocks are still free.
+  func findRun(near: BlockAddress?, _ search: RunSearch) throws(SpaceWait) -> BlockRun? {
+    if let near, near.volume < volumes.count, near.block < volumes[near.volume].blocks,
+      let run = try findBehind(near, search)
+    {
+      return run
+    }
+    var target = search.want
+    if let volume = volumeWithMost(search),
+      let run = try findRun(in: volume, target: target, search)
+    {
+      return run
+    }
+    while true {
+      for volume in volumesByAvailable() where serves(volume, search) {
+        if let run = try findRun(in: volume, target: target, search) { return run }
+      }
+      if target == search.minimum { return nil }
+      target = max(search.minimum, target / 4)
+    }
+  }
+
+  private func serves(_ volume: VolumeSpace, _ search: RunSearch) -> Bool {
+    guard volume.available >= search.minimum else { return false }
+    guard search.otherVolume, let other = search.apartFrom else { return true }
+    return other.volume != volume.index
+  }
+
+  /// The first choice, without sorting: the volume with most available blocks.
+  private func volumeWithMost(_ search: RunSearch) -> VolumeSpace? {
+    var best: VolumeSpace?
+    for volume in volumes where volume.available > best?.available ?? 0 && serves(volume, search) {
+      best = volume
+    }
+    return best
+  }
+
+  /// The volumes with most available blocks first, lower numbers first among equals.
+  private func volumesByAvailable() -> [VolumeSpace] {
+    if volumes.count == 1 { return volumes }
+    return volumes.sorted {
+      $0.available == $1.available ? $0.index < $1.index : $0.available > $1.available
+    }
+  }
+
+  // MARK: Within a volume
+
+  private func findRun(
+    in volume: VolumeSpace, target: Int, _ search: RunSearch
+  ) throws(SpaceWait) -> BlockRun? {
+    var tries = 0
+    var skipped: [Int] = []
+    defer {
+      // Bounds that this search lowered only to get past groups that don't serve *it*.
+      for g in skipped { volume.updateGroup(g) { $0.bound = SpaceFormat.chunkBlocks } }
+    }
+    while let g = volume.pickGroup(target: target) {
+      let spread = !volume.isSparse && !search.forMetadata
+      let start = spread ? volume.rotor % SpaceFormat.chunksPerGroup : 0
+      let found = try searchGroup(volume, g, startChunk: start, target: target, search)
+      if let run = found.run {
+        if !search.forMetadata {
+          volume.currentGroup = g
+          volume.rotor &+= 5
+        }
+        return run
+      }
+      volume.updateGroup(g) { $0.bound = min(found.longest, target - 1) }
+      if found.isPartial { skipped.append(g) }
+      tries += 1
+      if tries >= Self.groupsTried && target > search.minimum { return nil }
+    }
+    return nil
+  }
+
+  /// Behind `near`: there, in its chunk, in its group.
+  private func findBehind(
+    _ near: BlockAddress, _ search: RunSearch
+  ) throws(SpaceWait) -> BlockRun? {
+    let volume = volumes[near.volume]
+    guard serves(volume, search) else { return nil }
+    let chunk = Int(near.block) / SpaceFormat.chunkBlocks
+    let g = chunk / SpaceFormat.chunksPerGroup
+    guard volume.group(g).available >= search.minimum else { return nil }
+    if !isExcluded(volume, chunk, search), let slot = try usable(volume, chunk) {
+      let at = Int(near.block) % SpaceFormat.chunkBlocks
+      let exact = table.runLength(slot, at: at, limit: search.want)
+      if exact >= search.minimum {
+        return BlockRun(near, exact)
+      }
+      let found = table.findRun(slot, from: at, want: search.want)
+      if found.count >= min(search.want, max(search.minimum, search.want / 4)) {
+        return run(volume, chunk, found)
+      }
+    }
+    guard volume.group(g).bound >= search.minimum else { return nil }
+    let target = max(search.minimum, search.want / 4)
+    return try searchGroup(
+      volume, g, startChunk: chunk % SpaceFormat.chunksPerGroup, target: target, search
+    ).run
+  }
+
+  /// A run of at least `target` blocks in a group, if possible of `want`; or how long the longest
+  /// run may be.
+  private func searchGroup(
+    _ volume: VolumeSpace, _ g: Int, startChunk: Int, target: Int, _ search: RunSearch
+  ) throws(SpaceWait) -> (run: BlockRun?, longest: Int, isPartial: Bool) {
+    var best: BlockRun?
+    var longest = 0
+    var isPartial = false
+    for sweep in 0..<2 {
+      for i in 0..<SpaceFormat.chunksPerGroup {
+        let chunk = g * SpaceFormat.chunksPerGroup + (startChunk + i) % SpaceFormat.chunksPerGroup
+        guard chunk < volume.chunkCount else { continue }
+        if isExcluded(volume, chunk, search) {
+          isPartial = true
+          continue
+        }
+        if sweep == 0 && !isPreferred(volume, chunk, search) { continue }
+        guard let slot = try usable(volume, chunk) else { continue }
+        if table.infos[slot].available < UInt16(target) {
+          longest = max(longest, Int(table.infos[slot].available))
+          continue
+        }
+        let found = table.findRun(slot, from: 0, want: search.want)
+        longest = max(longest, found.count)
+        if found.count >= search.want { return (run(volume, chunk, found), longest, isPartial) }
+        if found.count >= target && found.count > best?.count ?? 0 {
+          best = run(volume, chunk, found)
+        }
+      }
+      if best != nil { break }
+    }
+    return (best, longest, isPartial)
+  }
+
+  /// The first sweep over a group: data in chunks without metadata, metadata in chunks with it.
+  private func isPreferred(_ volume: VolumeSpace, _ chunk: Int, _ search: RunSearch) -> Bool {
+    let key = UInt64(volume.index) << 48 | UInt64(chunk)
+    guard let slot = table.find(key) else { return !search.forMetadata }
+    return table.infos[slot].isMetadata == search.forMetadata
+  }
+
+  /// Whether a chunk is too close to what the run shall be apart from.
+  private func isExcluded(_ volume: VolumeSpace, _ chunk: Int, _ search: RunSearch) -> Bool {
+    guard let other = search.apartFrom, other.volume == volume.index else { return false }
+    return abs(Int(other.block) / SpaceFormat.chunkBlocks - chunk) < search.chunksApart
+  }
+
+  /// The chunk's slot; nil when nothing can come from it: a chunk of a sparse file that is not in
+  /// memory has no backed blocks.
+  private func usable(_ volume: VolumeSpace, _ chunk: Int) throws(SpaceWait) -> Int? {
+    if let slot = table.find(UInt64(volume.index) << 48 | UInt64(chunk)) { return slot }
+    return volume.isSparse ? nil : try load(volume, chunk)
+  }
+
+  private func run(
+    _ volume: VolumeSpace, _ chunk: Int, _ found: (start: Int, count: Int)
+  ) -> BlockRun {
+    BlockRun(
+      BlockAddress(
+        volume: volume.index, block: UInt64(chunk * SpaceFormat.chunkBlocks + found.start)),
+      found.count)
+  }
+}

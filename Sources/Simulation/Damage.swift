@@ -1,0 +1,197 @@
+import Core
+
+// Bits that flip in what is stored. The model knows each one: a flip in a client's data excuses
+// an I/O error for just that block, a flip in one copy of metadata excuses nothing, and a flip in
+// a log frame is judged by whether a durable watermark covers the frame (R3).
+
+/// What flipped bits may have hurt.
+struct Damage {
+  private var blocks: Set<UInt64> = []
+  /// Something flipped, whatever it was.
+  private(set) var isPossible = false
+  /// A log record table was hit: the engine may refuse to open the pool.
+  var mayRefuseToOpen = false
+  var metadataFlips = 0
+
+  private static func key(_ disk: UInt16, _ block: UInt64) -> UInt64 {
+    UInt64(disk) << 48 | block
+  }
+
+  mutating func happened() { isPossible = true }
+
+  mutating func hurt(_ disk: UInt16, sector: UInt64) {
+    blocks.insert(Self.key(disk, sector / 8))
+  }
+
+  /// Whole blocks were written anew.
+  mutating func heal(_ disk: UInt16, _ sectors: Range<UInt64>) {
+    guard !blocks.isEmpty else { return }
+    let first = (sectors.lowerBound + 7) / 8
+    let end = sectors.upperBound / 8
+    guard first < end else { return }
+    guard end - first < 4096 else { return }
+    for block in first..<end { blocks.remove(Self.key(disk, block)) }
+  }
+
+  func touches(_ disk: UInt16, _ sectors: Range<UInt64>) -> Bool {
+    guard !blocks.isEmpty, !sectors.isEmpty else { return false }
+    let range = (sectors.lowerBound / 8)..<((sectors.upperBound + 7) / 8)
+    if range.count < 4096 { return range.contains { blocks.contains(Self.key(disk, $0)) } }
+    let low = Self.key(disk, range.lowerBound)
+    let high = Self.key(disk, range.upperBound)
+    return blocks.contains { $0 >= low && $0 < high }
+  }
+}
+
+/// Follows the frames of the log: which are on stable storage, and which of these a later durable
+/// frame says so of. A frame's header carries what was known durable when it was issued.
+struct LogWatch {
+  private struct Frame {
+    var slot: Int
+    var blocks: Range<UInt64>
+    var tick: WriteTable.Tick = 0
+    var isDone = false
+    /// How many frames of this incarnation were known durable, without a gap, at its issue.
+    var watermark: Int
+  }
+
+  private var frames: [Frame] = []
+  private var durable = 0
+  private var covered = 0
+
+  mutating func restart() {
+    frames = []
+    durable = 0
+    covered = 0
+  }
+
+  mutating func issued(slot: Int, blocks: Range<UInt64>) {
+    frames.append(Frame(slot: slot, blocks: blocks, watermark: durable))
+  }
+
+  mutating func landed(slot: Int, ok: Bool, tick: WriteTable.Tick) {
+    guard let i = frames.lastIndex(where: { $0.slot == slot && !$0.isDone }) else { return }
+    guard ok else {
+      // The epoch ends here (R7); what comes later is not judged.
+      frames.removeSubrange(i...)
+      durable = min(durable, i)
+      covered = min(covered, i)
+      return
+    }
+    frames[i].isDone = true
+    frames[i].tick = tick
+    covered = max(covered, frames[i].watermark)
+    while durable < frames.count && frames[durable].isDone { durable += 1 }
+  }
+
+  /// A block of a frame that is covered by a watermark, newest frames preferred.
+  func coveredBlock(_ random: inout SeededRandom) -> UInt64? {
+    guard covered > 0 else { return nil }
+    let back = min(covered, 1 + Int(random.below(64)))
+    return pick(frames[covered - back], &random)
+  }
+
+  /// A block of a frame that is durable but not covered, and when it became durable.
+  func uncoveredBlock(
+    _ random: inout SeededRandom
+  ) -> (block: UInt64, tick: WriteTable.Tick)? {
+    let open = frames.indices.filter { $0 >= covered && frames[$0].isDone }
+    guard !open.isEmpty else { return nil }
+    let frame = frames[random.pick(open)]
+    return (pick(frame, &random), frame.tick)
+  }
+
+  private func pick(_ frame: Frame, _ random: inout SeededRandom) -> UInt64 {
+    random.oneIn(4)
+      ? frame.blocks.lowerBound
+      : frame.blocks.lowerBound + random.below(UInt64(frame.blocks.count))
+  }
+}
+
+extension Simulation {
+  /// Follows the log's frames where the profile flips bits there.
+  func watchIssue(_ op: DeviceOp, slot: Int) {
+    guard op.device == .log, op.kind == .writeDurable, pool.plan.planted == nil else { return }
+    let first = op.offset >> blockShift
+    logWatch.issued(slot: slot, blocks: first..<(first + op.length >> blockShift))
+  }
+
+  func watchCompletion(_ op: DeviceOp, slot: Int, error: Int32) {
+    guard op.device == .log, op.kind == .writeDurable, pool.plan.planted == nil else { return }
+    logWatch.landed(slot: slot, ok: error == 0, tick: table.tick())
+  }
+
+  /// Flips a bit and notes whose data it was; false when the block holds no client data.
+  private func flip(_ device: SimulatedDevice, block: UInt64, dataOnly: Bool) -> Bool {
+    let memory = AlignedMemory(bytes: blockSize)
+    let owners = stampOwners(device, block, memory)
+    if dataOnly && owners.isEmpty { return false }
+    damage.happened()
+    for owner in owners { damage.hurt(owner.disk, sector: owner.sector) }
+    let bit = Int(faultRandom.below(UInt64(blockSize * 8)))
+    device.flip(block: block, bit: bit)
+    tell("FLIP bit \(bit) of block \(block) of device \(device.index.raw)")
+    return !owners.isEmpty
+  }
+
+  private func stampOwners(
+    _ device: SimulatedDevice, _ block: UInt64, _ memory: AlignedMemory
+  ) -> [(disk: UInt16, sector: UInt64)] {
+    device.readDurable(block: block, into: memory.base)
+    return (0..<8).compactMap { Stamp.owner(memory.base + $0 * sectorSize) }
+  }
+
+  /// Data of a client that is stored on a volume.
+  func flipData(_ volume: SimulatedDevice) {
+    let blocks = volume.durableBlocks()
+    guard !blocks.isEmpty else { return }
+    for _ in 0..<8 {
+      if flip(volume, block: faultRandom.pick(blocks), dataOnly: true) {
+        harness[.flippedData] += 1
+        return
+      }
+    }
+  }
+
+  /// One copy of one metadata block; once a run, because a second one may meet the other copy.
+  func flipMetadata(_ volume: SimulatedDevice) {
+    guard damage.metadataFlips == 0 else { return }
+    let memory = AlignedMemory(bytes: blockSize)
+    for block in volume.durableBlocks().reversed() where block >= 512 {
+      guard stampOwners(volume, block, memory).isEmpty else { continue }
+      if isZeroBlock(memory.base) || !faultRandom.oneIn(8) { continue }
+      damage.metadataFlips += 1
+      _ = flip(volume, block: block, dataOnly: false)
+      harness[.flippedMetadata] += 1
+      return
+    }
+  }
+
+  /// A frame that a durable watermark covers: damaged data is an I/O error after the next
+  /// restart, a damaged table keeps the pool shut.
+  func flipLog() {
+    guard let block = logWatch.coveredBlock(&faultRandom) else { return }
+    if flip(pool.devices[0], block: block, dataOnly: !faultRandom.oneIn(8)) {
+      harness[.flippedLog] += 1
+    } else if damage.isPossible {
+      damage.mayRefuseToOpen = true
+    }
+  }
+
+  /// After a power cut, before the restart: a frame that no watermark covers is damaged, so that
+  /// nothing tells it from one that was never finished. What it and its followers held may be
+  /// lost, as a whole tail.
+  func flipTail() {
+    guard profile.flipTailOneIn > 0, crashes > 0 else { return }
+    guard crashRandom.oneIn(profile.flipTailOneIn),
+      let (block, tick) = logWatch.uncoveredBlock(&faultRandom), tick > lastChangeAt
+    else {
+      table.raiseDurable(to: table.tick())
+      return forgetUnacknowledged(false)
+    }
+    if !flip(pool.devices[0], block: block, dataOnly: false) { damage.mayRefuseToOpen = true }
+    harness[.flippedTail] += 1
+    table.raiseDurable(to: tick)
+    forgetUnacknowledged(true)
+  }
+}

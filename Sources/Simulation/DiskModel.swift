@@ -1,0 +1,358 @@
+import Core
+
+// What one disk may hold, sector by sector.
+//
+// Each sector has the list of versions that a read may return: the last acknowledged write, and
+// every write that is not certainly older or certainly absent. "Older" is told by ticks alone: x
+// is older than y when x ended before y was submitted.
+//
+//   - A write enters the lists of its sectors when it is submitted.
+//   - When it is acknowledged, whatever is older than it leaves.
+//   - When a read returns a version, whatever ended before that read was submitted leaves too:
+//     what a read has returned never goes back.
+//   - A crash ends what was in flight; it stays in the lists, there or not there.
+//
+// With `flush` durability an acknowledged write is weak until a flush completes: what it replaces
+// is hidden instead of leaving, and a power cut brings it back. What has survived such a cut must
+// be a prefix: `PrefixWitness` collects the earliest end of a lost write and the latest
+// submission of a surviving one.
+//
+// A 4 KiB block is all or nothing: no sector may show a write while another sector that the same
+// write covers shows something certainly older.
+
+/// Gathers, over the verification after a power cut, whether what survived is a prefix.
+struct PrefixWitness {
+  typealias Version = Stamp.Version
+  private var earliestLost: (end: WriteTable.Tick, version: Version)?
+  private var latestKept: (start: WriteTable.Tick, version: Version)?
+
+  mutating func lost(_ version: Version, ended: WriteTable.Tick) {
+    if let old = earliestLost, old.end <= ended { return }
+    earliestLost = (ended, version)
+  }
+
+  mutating func kept(_ version: Version, submitted: WriteTable.Tick) {
+    if let old = latestKept, old.start >= submitted { return }
+    latestKept = (submitted, version)
+  }
+
+  /// A lost and a surviving write in the wrong order, if there are such.
+  var contradiction: (lost: Version, kept: Version)? {
+    guard let lost = earliestLost, let kept = latestKept, lost.end < kept.start else {
+      return nil
+    }
+    return (lost.version, kept.version)
+  }
+}
+
+struct DiskModel {
+  typealias Version = Stamp.Version
+  typealias Tick = WriteTable.Tick
+
+  /// The disk's number in stamps.
+  let number: UInt16
+  private var slots: [UInt64: Int32] = [:]
+  /// The blocks that were ever written, in the order of their first write.
+  private(set) var touched: [UInt64] = []
+  /// Eight for each touched block.
+  private var sectors: [Candidates] = []
+  /// Trims and the like that are not over: a block that is first written meanwhile may be hit.
+  private var openZeros: [Version] = []
+
+  init(number: UInt16) { self.number = number }
+
+  /// The blocks within a range of sectors that were ever written.
+  private func touchedSlots(_ range: Range<UInt64>) -> [Int32] {
+    guard !range.isEmpty else { return [] }
+    let blocks = (range.lowerBound / 8)..<((range.upperBound + 7) / 8)
+    if blocks.count <= touched.count {
+      return blocks.compactMap { slots[$0] }
+    }
+    return touched.indices.filter { blocks.contains(touched[$0]) }.map { Int32($0) }
+  }
+
+  /// The sectors of a slot that lie within a range.
+  private func within(_ slot: Int32, _ range: Range<UInt64>) -> Range<Int> {
+    let start = touched[Int(slot)] * 8
+    let low = max(start, range.lowerBound) - start
+    let high = min(start + 8, range.upperBound) - start
+    return (Int(slot) * 8 + Int(low))..<(Int(slot) * 8 + Int(high))
+  }
+
+  private mutating func slot(_ block: UInt64, _ table: WriteTable) -> Int32 {
+    if let slot = slots[block] { return slot }
+    let slot = Int32(touched.count)
+    slots[block] = slot
+    touched.append(block)
+    for s in 0..<8 {
+      var candidates = Candidates(0)
+      for version in openZeros where table[version].covers(block * 8 + UInt64(s)) {
+        candidates.add(version)
+      }
+      sectors.append(candidates)
+    }
+    return slot
+  }
+
+  // MARK: Writes
+
+  mutating func begin(_ version: Version, _ table: WriteTable) {
+    let r = table[version]
+    let range = r.firstSector..<r.endSector
+    if r.pattern == .zeros {
+      for slot in touchedSlots(range) {
+        for s in within(slot, range) { sectors[s].add(version) }
+      }
+      openZeros.append(version)
+      return
+    }
+    for block in (range.lowerBound / 8)..<((range.upperBound + 7) / 8) {
+      let slot = slot(block, table)
+      for s in within(slot, range) { sectors[s].add(version) }
+    }
+  }
+
+  /// The write was acknowledged: what is older leaves, or hides when the write is weak.
+  mutating func acknowledge(_ version: Version, _ table: WriteTable) {
+    let r = table[version]
+    let durable = table.isDurable(version)
+    let range = r.firstSector..<r.endSector
+    for slot in touchedSlots(range) {
+      for s in within(slot, range) {
+        sectors[s].update { other, hidden in
+          guard other != version, table.isBefore(other, version) else { return .keep }
+          return durable ? .remove : .hide
+        }
+        if !durable { pruneOvertaken(s, table) }
+      }
+    }
+    close(version)
+  }
+
+  /// Drops hidden versions that a durable one has overtaken.
+  private mutating func pruneOvertaken(_ s: Int, _ table: WriteTable) {
+    var newest: Version?
+    sectors[s].forEach { version, _ in
+      if table.isDurable(version), newest.map({ table.isBefore($0, version) }) ?? true {
+        newest = version
+      }
+    }
+    guard let newest else { return }
+    sectors[s].update { version, hidden in
+      hidden && version != newest && table.isBefore(version, newest) ? .remove : .keep
+    }
+  }
+
+  /// The write was refused: it is certainly not there.
+  mutating func refuse(_ version: Version, _ table: WriteTable) {
+    let range = table[version].firstSector..<table[version].endSector
+    for slot in touchedSlots(range) {
+      for s in within(slot, range) {
+        sectors[s].update { other, _ in other == version ? .remove : .keep }
+      }
+    }
+    close(version)
+  }
+
+  private mutating func close(_ version: Version) { openZeros.removeAll { $0 == version } }
+
+  /// A crash; `table.crash` came first. What a power cut may bring back is shown again.
+  mutating func crash(powerCut: Bool, _ table: WriteTable) {
+    openZeros.removeAll()
+    guard powerCut else { return }
+    for s in sectors.indices where !sectors[s].isSettled {
+      pruneOvertaken(s, table)
+      sectors[s].update { _, hidden in hidden ? .show : .keep }
+    }
+  }
+
+  /// A recovery serves: it has made durable whatever it found, so what is hidden never comes back.
+  mutating func recovered() {
+    for s in sectors.indices where !sectors[s].isSettled {
+      sectors[s].update { _, hidden in hidden ? .remove : .keep }
+    }
+  }
+
+  // MARK: Questions
+
+  /// Whether every block that the range touches certainly holds data (so has space of its own).
+  func certainlyHoldsData(_ range: Range<UInt64>, _ table: WriteTable) -> Bool {
+    for block in (range.lowerBound / 8)..<((range.upperBound + 7) / 8) {
+      guard let slot = slots[block] else { return false }
+      let holds = (0..<8).contains { s in
+        let sector = block * 8 + UInt64(s)
+        return !sectors[Int(slot) * 8 + s].contains { version, _ in
+          table[version].state != .acknowledged || table.isZero(version, sector: sector)
+        }
+      }
+      if !holds { return false }
+    }
+    return true
+  }
+
+  /// A sector of the range that can't be zeros, if there is one.
+  func sectorWithData(_ range: Range<UInt64>, _ table: WriteTable) -> UInt64? {
+    for slot in touchedSlots(range) {
+      for s in within(slot, range) {
+        let sector = touched[Int(slot)] * 8 + UInt64(s % 8)
+        let mayBeZero = sectors[s].contains { version, hidden in
+          !hidden && table.isZero(version, sector: sector)
+        }
+        if !mayBeZero { return sector }
+      }
+    }
+    return nil
+  }
+
+  // MARK: Reads
+
+  /// Checks what a read that was submitted at `asked` returned for the sectors `range` of one
+  /// block, and notes what follows from it.
+  mutating func observe(
+    _ memory: UnsafeRawPointer, _ range: Range<UInt64>, asked: Tick, _ table: WriteTable,
+    _ witness: inout PrefixWitness
+  ) throws(Violation) {
+    let block = range.lowerBound / 8
+    guard let slot = slots[block] else {
+      try observeUntouched(memory, range, table)
+      return
+    }
+    let base = Int(slot) * 8 - Int(block * 8)
+    // What each sector may be showing; more than one entry only for zeros.
+    var shown = InlineArray<8, Version>(repeating: 0)
+    var ambiguous = false
+    for sector in range {
+      let at = memory + Int(sector - range.lowerBound) * sectorSize
+      let s = base + Int(sector)
+      let content = Stamp.content(at, disk: number, sector: sector)
+      switch content {
+      case .version(let version):
+        try requireReadable(version, s, sector, table)
+        shown[Int(sector % 8)] = version
+      case .zero:
+        let zeros = readableZeros(s, sector, table)
+        guard let one = zeros.version else {
+          throw Violation("\(place(sector)) reads as zeros, but may hold \(list(s, table))")
+        }
+        if zeros.count > 1 { ambiguous = true }
+        shown[Int(sector % 8)] = one
+      case .foreign(let what):
+        throw Violation("\(place(sector)) holds \(what), but may hold \(list(s, table))")
+      }
+    }
+    if !ambiguous { try checkWhole(shown, range, table) }
+    for sector in range {
+      settle(base + Int(sector), shown[Int(sector % 8)], sector, asked, table, &witness)
+    }
+  }
+
+  private func observeUntouched(
+    _ memory: UnsafeRawPointer, _ range: Range<UInt64>, _ table: WriteTable
+  ) throws(Violation) {
+    for sector in range {
+      let at = memory + Int(sector - range.lowerBound) * sectorSize
+      let content = Stamp.content(at, disk: number, sector: sector)
+      guard content == .zero else {
+        throw Violation("\(place(sector)) was never written, but holds \(content)")
+      }
+    }
+  }
+
+  private func requireReadable(
+    _ version: Version, _ s: Int, _ sector: UInt64, _ table: WriteTable
+  ) throws(Violation) {
+    if sectors[s].isSettled && sectors[s].leading == version
+      && !table.isZero(version, sector: sector)
+    {
+      return
+    }
+    if sectors[s].contains(where: { $0 == version && !$1 }) {
+      if table.isZero(version, sector: sector) {
+        throw Violation("\(place(sector)) shows \(table.describe(version)), which writes zeros")
+      }
+      return
+    }
+    guard Int(version) < table.records.count else {
+      throw Violation("\(place(sector)) holds a write \(version) that never was")
+    }
+    throw Violation(
+      "\(place(sector)) went back to \(table.describe(version)); it may hold \(list(s, table))")
+  }
+
+  /// How many readable versions are zeros there, and the one that proves least.
+  private func readableZeros(
+    _ s: Int, _ sector: UInt64, _ table: WriteTable
+  ) -> (version: Version?, count: Int) {
+    var found: Version?
+    var count = 0
+    sectors[s].forEach { version, hidden in
+      guard !hidden, table.isZero(version, sector: sector) else { return }
+      count += 1
+      if found.map({ table[version].ended > table[$0].ended }) ?? true { found = version }
+    }
+    return (found, count)
+  }
+
+  /// No write is there in part: see the top of this file.
+  private func checkWhole(
+    _ shown: InlineArray<8, Version>, _ range: Range<UInt64>, _ table: WriteTable
+  ) throws(Violation) {
+    let first = shown[Int(range.lowerBound % 8)]
+    if range.allSatisfy({ shown[Int($0 % 8)] == first }) { return }
+    for a in range {
+      let w = shown[Int(a % 8)]
+      for b in range where shown[Int(b % 8)] != w && table[w].covers(b) {
+        let x = shown[Int(b % 8)]
+        if table.isBefore(x, w) || table[x].covers(a) {
+          throw Violation(
+            "\(place(a)) shows \(table.describe(w)), but \(place(b)), which it covers too, "
+              + "shows \(table.describe(x))")
+        }
+      }
+    }
+  }
+
+  /// Draws the conclusions from having read `shown`.
+  private mutating func settle(
+    _ s: Int, _ shown: Version, _ sector: UInt64, _ asked: Tick, _ table: WriteTable,
+    _ witness: inout PrefixWitness
+  ) {
+    var earliest = table[shown].submitted
+    if sectors[s].isSettled {
+      witness.kept(shown, submitted: earliest)
+      return
+    }
+    let isZero = table.isZero(shown, sector: sector)
+    let stays = !table[shown].weak || table[shown].ended < table.durableBefore
+    sectors[s].update { version, hidden in
+      if version == shown { return .keep }
+      let record = table[version]
+      // Zeros look alike: any of them may be what was read.
+      if isZero && !hidden && table.isZero(version, sector: sector) {
+        earliest = min(earliest, record.submitted)
+        return .keep
+      }
+      if record.state == .uncertain && record.wasAcknowledged
+        && table.isBefore(shown, version)
+      {
+        witness.lost(version, ended: record.ended)
+      }
+      // A failed write may still come until the next crash.
+      guard record.ended < asked && record.state != .failed else { return .keep }
+      return stays ? .remove : .hide
+    }
+    witness.kept(shown, submitted: earliest)
+  }
+
+  private func place(_ sector: UInt64) -> String {
+    "sector \(sector) of disk #\(number) (block \(sector / 8))"
+  }
+
+  private func list(_ s: Int, _ table: WriteTable) -> String {
+    var lines: [String] = []
+    sectors[s].forEach { version, hidden in
+      if !hidden { lines.append(table.describe(version)) }
+    }
+    return lines.joined(separator: ", or ")
+  }
+}

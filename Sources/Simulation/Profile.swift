@@ -1,0 +1,314 @@
+import Core
+
+// What the simulator does to an engine, as data: each profile is a kind of pool, workload and
+// misfortune, with the ranges that a seed draws its run from. A new situation is a new row.
+
+/// What a client of the workload may do next.
+package enum ClientOperation: Sendable {
+  /// 512 bytes to some blocks, at any sector.
+  case smallWrite
+  /// Exactly one block.
+  case blockWrite
+  /// Several whole blocks.
+  case blocksWrite
+  /// 128 to 256 KiB, aligned: goes straight home (R5).
+  case largeWrite
+  /// 1 MiB in pieces, as front ends cut it.
+  case hugeWrite
+  /// Any size and alignment.
+  case oddWrite
+  case zero
+  case trim
+  /// Trim of a large part of the disk.
+  case bigTrim
+  case flush
+  case read
+  case bigRead
+  case extents
+  /// Close the connection and open another.
+  case reconnect
+  /// A request that must be refused.
+  case bad
+}
+
+/// What the administrator may do next.
+package enum AdminOperation: Sendable {
+  case create, delete, forceDelete, rename, grow, shrink, set, setReadOnly
+  case show, list, status, flush, scrub, scrubProgress, addVolume, holdDestage
+  /// A request that must be refused.
+  case bad
+}
+
+/// What may go wrong while the pool is served.
+package enum FaultKind: Sendable {
+  case logReadErrors, logWriteErrors, logFlushErrors
+  case volumeReadErrors, volumeWriteErrors, volumeFlushErrors
+  /// Blocks of a volume that can't be written any more.
+  case badBlocks
+  case volumeGone, volumeHangs, logHangs
+  case slowVolume, slowLog
+  /// Something else fills the file system under a sparse volume, and frees it later.
+  case filledOutside
+  /// A bit of stored data flips.
+  case flippedData
+  /// A bit of one copy of volume metadata flips.
+  case flippedMetadata
+  /// A bit flips in log blocks that a durable watermark covers.
+  case flippedLog
+}
+
+/// How a run is interrupted.
+package enum CrashKind: Sendable {
+  case powerCut, kill, cleanStop
+}
+
+package struct Weighted<Value: Sendable>: Sendable {
+  var value: Value
+  var weight: UInt64
+  init(_ value: Value, _ weight: UInt64) {
+    self.value = value
+    self.weight = weight
+  }
+}
+
+extension Array {
+  func draw<Value>(_ random: inout SeededRandom) -> Value where Element == Weighted<Value> {
+    var place = random.below(reduce(0) { $0 + $1.weight })
+    for row in self {
+      if place < row.weight { return row.value }
+      place -= row.weight
+    }
+    invariantBroken("a draw from weights went past their end")
+  }
+}
+
+package struct Profile: Sendable {
+  package var name: String
+  /// How often it is drawn, relative to the others.
+  var weight: UInt64 = 10
+
+  // The pool; sizes in MiB.
+  var logMiB: ClosedRange<UInt64> = 8...24
+  var segmentKiB: [UInt64] = [512, 1024, 2048]
+  var volumeMiB: ClosedRange<UInt64> = 96...256
+  var volumes: ClosedRange<UInt64> = 1...3
+  var spareVolumes: UInt64 = 1
+  var sparseOneIn: UInt64 = 2
+  var cacheMiB: [UInt64] = [1, 4, 16]
+  var durability: [Weighted<Durability>] = [.init(.always, 1)]
+  /// Bytes behind each sparse volume, as percent of its size.
+  var backingPercent: UInt64 = 100
+
+  // The disks; sizes in KiB.
+  var disks: ClosedRange<UInt64> = 2...5
+  var diskKiB: ClosedRange<UInt64> = 1024...16_384
+  /// Where most of the work happens, in KiB a disk.
+  var hotKiB: ClosedRange<UInt64> = 256...2048
+  /// One disk in so many is huge and nearly empty; 0: none.
+  var giantOneIn: UInt64 = 6
+
+  // The workload.
+  var connections: ClosedRange<UInt64> = 2...8
+  var depth: ClosedRange<UInt64> = 1...8
+  /// Mean pause of a client between requests, in microseconds.
+  var thinkMicroseconds: ClosedRange<UInt64> = 1...400
+  var operations = Profile.mixedOperations
+  var administration = Profile.mixedAdministration
+  /// One control request for so many client operations.
+  var administerEvery: UInt64 = 40
+  /// Whether ENOSPC may occur at all.
+  var mayFill = false
+
+  // Misfortune.
+  var faults: [Weighted<FaultKind>] = []
+  /// One fault for so many client operations.
+  var faultEvery: UInt64 = 300
+  var crashes: ClosedRange<UInt64> = 3...7
+  var crashKinds: [Weighted<CrashKind>] = [
+    .init(.powerCut, 6), .init(.kill, 3), .init(.cleanStop, 1),
+  ]
+  /// One restart in so many is interrupted by another crash.
+  var crashInRecoveryOneIn: UInt64 = 3
+  /// One power cut in so many flips a bit of a log frame that no watermark covers yet, so that
+  /// its loss is excused; 0: never.
+  var flipTailOneIn: UInt64 = 0
+  /// Whole-block writes must be acknowledged within this many microseconds; 0: no limit. Set
+  /// where volumes are slow and the log is fast and ample: no write waits for a checkpoint.
+  var ackLimitMicroseconds: UInt64 = 0
+  var volumeSlowness: UInt64 = 1
+
+  package init(name: String) { self.name = name }
+}
+
+extension Profile {
+  static let mixedOperations: [Weighted<ClientOperation>] = [
+    .init(.smallWrite, 20), .init(.blockWrite, 25), .init(.blocksWrite, 15),
+    .init(.largeWrite, 4), .init(.hugeWrite, 1), .init(.oddWrite, 5), .init(.zero, 3),
+    .init(.trim, 4), .init(.bigTrim, 1), .init(.flush, 4), .init(.read, 15),
+    .init(.bigRead, 3), .init(.extents, 2), .init(.reconnect, 1), .init(.bad, 1),
+  ]
+
+  static let mixedAdministration: [Weighted<AdminOperation>] = [
+    .init(.create, 6), .init(.delete, 2), .init(.forceDelete, 2), .init(.rename, 4),
+    .init(.grow, 3), .init(.shrink, 2), .init(.set, 3), .init(.setReadOnly, 1),
+    .init(.show, 4), .init(.list, 3), .init(.status, 3), .init(.flush, 4), .init(.scrub, 1),
+    .init(.scrubProgress, 1), .init(.addVolume, 1), .init(.holdDestage, 1), .init(.bad, 3),
+  ]
+
+  /// Small writes and rewrites in one place: absorption, wrap-around, summaries.
+  private static let rewriting: [Weighted<ClientOperation>] = [
+    .init(.smallWrite, 15), .init(.blockWrite, 50), .init(.blocksWrite, 15), .init(.flush, 3),
+    .init(.read, 15), .init(.trim, 2),
+  ]
+
+  private static let filling: [Weighted<ClientOperation>] = [
+    .init(.blockWrite, 20), .init(.blocksWrite, 25), .init(.largeWrite, 20),
+    .init(.hugeWrite, 12), .init(.oddWrite, 5), .init(.zero, 3), .init(.trim, 5),
+    .init(.bigTrim, 2), .init(.flush, 2), .init(.read, 10), .init(.extents, 2),
+  ]
+
+  /// All profiles that a seed may draw.
+  package static let all: [Profile] = [
+    Profile(name: "mixed") { $0.weight = 20 },
+    Profile(name: "small-log") {
+      $0.weight = 15
+      $0.logMiB = 6...8
+      $0.segmentKiB = [512]
+      $0.operations = rewriting
+      $0.connections = 4...8
+    },
+    Profile(name: "tiny-cache") {
+      $0.cacheMiB = [1]
+      $0.diskKiB = 16_384...65_536
+      $0.hotKiB = 4096...8192
+    },
+    Profile(name: "full-pool") {
+      $0.weight = 15
+      $0.volumes = 1...2
+      $0.volumeMiB = 40...56
+      $0.spareVolumes = 1
+      $0.disks = 3...5
+      $0.diskKiB = 16_384...32_768
+      $0.hotKiB = 4096...16_384
+      $0.operations = filling
+      $0.mayFill = true
+    },
+    Profile(name: "full-files") {
+      $0.volumes = 1...2
+      $0.volumeMiB = 256...1024
+      $0.sparseOneIn = 1
+      $0.backingPercent = 20
+      $0.disks = 3...5
+      $0.diskKiB = 16_384...65_536
+      $0.hotKiB = 4096...16_384
+      $0.operations = filling
+      $0.mayFill = true
+      $0.faults = [.init(.filledOutside, 1)]
+    },
+    Profile(name: "flush-durability") {
+      $0.weight = 15
+      $0.durability = [.init(.flush, 3), .init(.always, 1)]
+    },
+    Profile(name: "failing-log") {
+      $0.faults = [
+        .init(.logWriteErrors, 3), .init(.logFlushErrors, 2), .init(.logReadErrors, 1),
+        .init(.logHangs, 1), .init(.slowLog, 1),
+      ]
+      $0.durability = [.init(.always, 2), .init(.flush, 1)]
+    },
+    Profile(name: "failing-volumes") {
+      $0.faults = [
+        .init(.volumeReadErrors, 1), .init(.volumeWriteErrors, 3),
+        .init(.volumeFlushErrors, 2), .init(.badBlocks, 3), .init(.volumeGone, 1),
+        .init(.volumeHangs, 1), .init(.slowVolume, 1),
+      ]
+    },
+    Profile(name: "bit-rot") {
+      $0.faults = [
+        .init(.flippedData, 4), .init(.flippedMetadata, 1), .init(.flippedLog, 3),
+      ]
+      $0.faultEvery = 150
+    },
+    Profile(name: "rotten-tail") {
+      $0.weight = 6
+      $0.administration = [.init(.show, 1), .init(.status, 1), .init(.flush, 1)]
+      $0.flipTailOneIn = 2
+      $0.crashKinds = [.init(.powerCut, 1)]
+    },
+    Profile(name: "slow-volumes") {
+      $0.weight = 6
+      $0.logMiB = 64...96
+      $0.volumeSlowness = 300
+      $0.cacheMiB = [16]
+      $0.giantOneIn = 0
+      $0.operations = [.init(.blockWrite, 60), .init(.blocksWrite, 30), .init(.flush, 5)]
+      $0.administration = [.init(.show, 1), .init(.status, 1), .init(.flush, 2)]
+      $0.ackLimitMicroseconds = 60_000
+      $0.crashes = 1...2
+    },
+    Profile(name: "restless") {
+      $0.weight = 12
+      $0.crashes = 8...14
+      $0.crashInRecoveryOneIn = 1
+      $0.hotKiB = 128...512
+      $0.connections = 1...4
+    },
+    Profile(name: "many-disks") {
+      $0.weight = 6
+      $0.disks = 8...16
+      $0.diskKiB = 256...2048
+      $0.hotKiB = 128...256
+      $0.administerEvery = 5
+      $0.administration = mixedAdministration
+    },
+  ]
+
+  private init(name: String, _ change: (inout Profile) -> Void) {
+    self.init(name: name)
+    change(&self)
+  }
+
+  package static func named(_ name: String) -> Profile? { all.first { $0.name == name } }
+
+  /// The profile of a seed.
+  static func draw(_ random: inout SeededRandom) -> Profile {
+    all.map { Weighted($0, $0.weight) }.draw(&random)
+  }
+
+  /// A pool as this profile and the seed have it.
+  func drawPool(seed: UInt64, planted: PlantedFault?, random: inout SeededRandom) -> PoolPlan {
+    let mebi: UInt64 = 1 << 20
+    var log = DevicePlan(size: random.within(logMiB) * mebi)
+    log.startsDirty = random.oneIn(2)
+    log.canDiscard = false
+    log.timing.flush = random.pick([100_000, 400_000, 2_000_000])
+    let count = random.within(volumes)
+    var drawn: [DevicePlan] = []
+    for _ in 0..<(count + spareVolumes) {
+      var volume = DevicePlan(size: random.within(volumeMiB) * mebi + random.below(64) * 4096)
+      volume.isSparseFile = random.oneIn(sparseOneIn)
+      volume.canDiscard = volume.isSparseFile || random.oneIn(2)
+      volume.startsDirty = !volume.isSparseFile && random.oneIn(2)
+      if volume.isSparseFile { volume.backing = volume.size * backingPercent / 100 }
+      volume.timing.read = 80_000 * volumeSlowness
+      volume.timing.write = 30_000 * volumeSlowness
+      volume.timing.flush = random.pick([100_000, 400_000, 4_000_000]) * volumeSlowness
+      drawn.append(volume)
+    }
+    var plan = PoolPlan(seed: seed, log: log, volumes: Array(drawn.prefix(Int(count))))
+    plan.spareVolumes = Array(drawn.dropFirst(Int(count)))
+    plan.segmentBytes = random.pick(segmentKiB) * 1024
+    plan.cacheBytes = Int(random.pick(cacheMiB) * mebi)
+    plan.durability = durability.draw(&random)
+    plan.planted = planted
+    return plan
+  }
+}
+
+extension SeededRandom {
+  mutating func within(_ range: ClosedRange<UInt64>) -> UInt64 {
+    range.lowerBound + below(range.upperBound - range.lowerBound + 1)
+  }
+
+  mutating func pick<T>(_ choices: [T]) -> T { choices[Int(below(UInt64(choices.count)))] }
+}

@@ -1,0 +1,213 @@
+import Core
+
+// From a crash back to work: the pool is checked offline, the engine started, the list of disks
+// compared, and every block that was ever written is read. Any of it may crash again.
+
+/// The reading of every disk after a restart.
+struct Verification {
+  var disks: [ModelDisk] = []
+  var current: ModelDisk?
+  var handle: DiskHandle?
+  var isClosing = false
+  /// Ranges of sectors to read yet, the next one last.
+  var ranges: [Range<UInt64>] = []
+
+  /// A range that could not be read as a whole is read block by block, so that one damaged block
+  /// does not hide its neighbours.
+  mutating func retry(_ request: Request) {
+    let range = request.sectorRange
+    guard range.count > 8 else { return }
+    var start = range.lowerBound
+    while start < range.upperBound {
+      let end = min((start / 8 + 1) * 8, range.upperBound)
+      ranges.append(start..<end)
+      start = end
+    }
+  }
+}
+
+extension Simulation {
+  // MARK: Start
+
+  func start() throws(Violation) {
+    flipTail()
+    if !damage.isPossible {
+      let complaints = system.check(pool)
+      if !complaints.isEmpty {
+        throw Violation("check: " + complaints.prefix(5).joined(separator: "; "))
+      }
+    }
+    logWatch.restart()
+    tell("start")
+    engine = system.start(pool, crashRandom.next())
+    phase = .recovering
+    let mayCrash = crashes > 0 && consecutiveCrashes < 4
+    if mayCrash && crashRandom.oneIn(profile.crashInRecoveryOneIn) {
+      crashKind = crashRandom.oneIn(2) ? .powerCut : .kill
+      crashCountdown = 1 + crashRandom.below(crashRandom.pick([4, 30, 200]))
+    }
+    wakeSoon()
+  }
+
+  /// The engine serves: whatever recovery found is durable now, and nothing else comes back.
+  func recovered() throws(Violation) {
+    tell("ready")
+    table.raiseDurable(to: table.tick())
+    for disk in catalog.disks { disk.model.recovered() }
+    phase = .listing
+    listed = []
+    call(.list(cursor: nil, limit: 7), .resolvingList)
+  }
+
+  func resolvingListReplied(_ reply: ControlReply) throws(Violation) {
+    guard case .disks(let some, let next) = reply else {
+      guard case .failed = reply, isInTrouble else {
+        throw Violation("the disks can't be listed after a restart: \(reply)")
+      }
+      listed = []
+      return call(.list(cursor: nil, limit: 7), .resolvingList)
+    }
+    listed += some
+    if let next { return call(.list(cursor: next, limit: 7), .resolvingList) }
+    try catalog.resolve(listed, &table)
+    verification = Verification()
+    verification.disks = catalog.present
+    phase = .verifying
+  }
+
+  // MARK: Verification
+
+  func advanceVerification() throws(Violation) {
+    guard let disk = verification.current else {
+      guard let next = verification.disks.popLast() else { return try verified() }
+      verification.current = next
+      verification.ranges = rangesToVerify(next)
+      return call(.open(name: next.name), .openVerification)
+    }
+    guard let handle = verification.handle, !verification.isClosing else { return }
+    while requests.inUse < 12, let range = verification.ranges.popLast() {
+      var request = Request()
+      request.disk = disk
+      request.handle = handle
+      request.offset = range.lowerBound * UInt64(sectorSize)
+      request.length = UInt64(range.count) * UInt64(sectorSize)
+      submit(request)
+    }
+    if requests.inUse == 0 {
+      verification.isClosing = true
+      call(.close(handle), .closeVerification)
+    }
+  }
+
+  func verificationReplied(_ call: ControlCall, _ reply: ControlReply) throws(Violation) {
+    switch (call.purpose, reply) {
+    case (.openVerification, .opened(let handle, let size, let readOnly)):
+      let disk = verification.current!
+      guard size == disk.size, readOnly == disk.readOnly else {
+        throw Violation("disk “\(disk.name)” was opened with the wrong size or mode")
+      }
+      verification.handle = handle
+      verification.isClosing = false
+    case (.openVerification, .failed) where isInTrouble:
+      self.call(.open(name: verification.current!.name), .openVerification)
+    case (.closeVerification, .done):
+      verification.current = nil
+      verification.handle = nil
+    default:
+      throw Violation("\(call.purpose) was answered with \(reply) after a restart")
+    }
+  }
+
+  /// All blocks that were ever written, and some that were not.
+  private func rangesToVerify(_ disk: ModelDisk) -> [Range<UInt64>] {
+    let sectors = disk.sectors
+    var blocks = disk.model.touched
+    for _ in 0..<4 where sectors > 8 { blocks.append(crashRandom.below(sectors / 8)) }
+    blocks.sort()
+    var ranges: [Range<UInt64>] = []
+    let longest = UInt64(maximumPiece / sectorSize)
+    for block in blocks where block * 8 < sectors {
+      let range = (block * 8)..<min(block * 8 + 8, sectors)
+      if let last = ranges.last, last.upperBound >= range.lowerBound,
+        range.upperBound - last.lowerBound <= longest
+      {
+        ranges[ranges.count - 1] = last.lowerBound..<max(last.upperBound, range.upperBound)
+      } else {
+        ranges.append(range)
+      }
+    }
+    return ranges.reversed()
+  }
+
+  private func verified() throws(Violation) {
+    if let (lost, kept) = witness.contradiction {
+      throw Violation(
+        "what survived is not a prefix: \(table.describe(lost)) is lost, but "
+          + "\(table.describe(kept)) survived")
+    }
+    tell("verified")
+    if isLast {
+      phase = .finished
+      return
+    }
+    consecutiveCrashes = 0
+    startWorking()
+  }
+
+  private func startWorking() {
+    phase = .working
+    crashCountdown = nil
+    planCrash()
+    for i in clients.indices { schedule(i, after: workRandom.below(2 * clients[i].think)) }
+    scheduleFirstDisks()
+  }
+
+  // MARK: The end
+
+  func beginEnding() {
+    phase = .ending
+    crashCountdown = nil
+    call(.flush, .lastFlush)
+  }
+
+  func endingReplied(_ call: ControlCall, _ reply: ControlReply) throws(Violation) {
+    switch (call.purpose, reply) {
+    case (.lastFlush, .done) where !hasDeletedAll && crashRandom.oneIn(4):
+      hasDeletedAll = true
+      try deleteNext()
+    case (.lastFlush, .done) where hasDeletedAll: self.call(.status, .lastStatus)
+    case (.lastFlush, .done): try lastCrash()
+    case (.lastDelete(let disk), .done):
+      disk.commit(.delete)
+      try deleteNext()
+    case (.lastStatus, .status(let status)):
+      // All data is gone, so all space but metadata is back.
+      let left = status.spaceUsed
+      if left > status.spaceMetadata + 1 << 20 && !catalog.disks.contains(where: \.isInDoubt) {
+        throw Violation("\(left) bytes are in use although every disk was deleted")
+      }
+      try lastCrash()
+    case (_, .failed) where isInTrouble: try lastCrash()
+    default: throw Violation("\(call.purpose) was answered with \(reply) at the end")
+    }
+  }
+
+  private func deleteNext() throws(Violation) {
+    guard let disk = catalog.calm.first else { return call(.flush, .lastFlush) }
+    disk.pending = .delete
+    call(.delete(name: disk.name, withSnapshots: false, force: true), .lastDelete(disk))
+  }
+
+  private func lastCrash() throws(Violation) {
+    isLast = true
+    switch profile.crashKinds.draw(&crashRandom) {
+    case .cleanStop: beginStop()
+    case let kind: try crash(kind)
+    }
+  }
+
+  func beginStop() {
+    phase = .stopping
+    call(.stop, .stop)
+  }
+}

@@ -1,0 +1,118 @@
+import Core
+import Testing
+
+/// A tree with a model beside it that does the same.
+private struct Modelled {
+  let space: ToySpace
+  var tree: Tree
+  var model: [TreeKey: [UInt8]] = [:]
+  var random: SeededRandom
+
+  init(seed: UInt64, cacheBytes: Int = 1 << 20) {
+    space = ToySpace(seed: seed, cacheBytes: cacheBytes)
+    tree = Tree(store: space.store, kind: .objects, owner: ObjectID(7))
+    random = SeededRandom(seed: seed &+ 1)
+  }
+
+  mutating func insert(_ key: TreeKey, _ value: [UInt8]) {
+    let existed = space.run { () throws(SpaceWait) in
+      try tree.insertOrReplace(key, value)
+    }
+    #expect(existed == (model.updateValue(value, forKey: key) != nil))
+  }
+
+  mutating func remove(_ key: TreeKey) {
+    let existed = space.run { () throws(SpaceWait) in try tree.remove(key) }
+    #expect(existed == (model.removeValue(forKey: key) != nil))
+  }
+
+  func check() {
+    if space.cacheBytes >= 1 << 20 {
+      let counts = space.run { () throws(SpaceWait) in try tree.verify() }
+      #expect(counts.entries == model.count)
+    }
+    let keys = model.keys.sorted()
+    var cursor = tree.cursor()
+    for key in keys {
+      let got = space.run { () throws(SpaceWait) in
+        try cursor.next().map { ($0.key, $0.value.array) }
+      }
+      guard got?.0 == key && got?.1 == model[key] else {
+        Issue.record("the cursor gives \(got?.0 as Any) for \(key)")
+        return
+      }
+    }
+    #expect(space.run { () throws(SpaceWait) in try cursor.next() == nil })
+  }
+}
+
+@Suite struct SpaceTreeTests {
+  @Test func whatIsInsertedIsFoundAndWhatIsRemovedIsNot() {
+    var t = Modelled(seed: 1)
+    for i in 0..<5000 as Range<UInt64> {
+      t.insert(TreeKey(hi: i &* 7919 % 5003, lo: i), toyValue(i, Int(i % 90)))
+    }
+    t.check()
+    for i in stride(from: 0, to: 5000 as UInt64, by: 2) {
+      t.remove(TreeKey(hi: i &* 7919 % 5003, lo: i))
+    }
+    t.check()
+  }
+
+  @Test(arguments: [1, 2, 3, 4, 5, 6] as [UInt64])
+  func randomOperationsAgreeWithAModel(seed: UInt64) {
+    var t = Modelled(seed: seed, cacheBytes: seed % 2 == 0 ? 300 << 10 : 2 << 20)
+    t.space.allocator.refuseOneIn = 50
+    var committed: (root: NodePointer, model: [TreeKey: [UInt8]]) = (.none, [:])
+    let range: UInt64 = seed % 3 == 0 ? 1000 : 20000
+    for step in 0..<30_000 {
+      let key = TreeKey(hi: t.random.below(range), lo: t.random.below(3))
+      // Phases of growth and of decay.
+      let grow = (step / 5000) % 2 == 0 ? 70 : 30 as UInt64
+      switch t.random.below(100) {
+      case 0..<grow:
+        let big = t.random.oneIn(20)
+        t.insert(key, toyValue(t.random.next(), Int(t.random.below(big ? 1025 : 60))))
+      case grow..<90: t.remove(key)
+      case 90..<93:
+        let floor = t.space.run { () throws(SpaceWait) in try t.tree.floor(key)?.key }
+        if step % 16 == 0 { #expect(floor == t.model.keys.filter { $0 <= key }.max()) }
+        let ceiling = t.space.run { () throws(SpaceWait) in try t.tree.ceiling(key)?.key }
+        if step % 16 == 0 { #expect(ceiling == t.model.keys.filter { $0 >= key }.min()) }
+      case 93..<96:
+        if var value = t.model[key], value.count > 4 {
+          let offset = Int(t.random.below(UInt64(value.count - 3)))
+          let found = t.space.run { () throws(SpaceWait) in
+            try t.tree.patch(key, offset: offset, [1, 2, 3])
+          }
+          #expect(found)
+          value.replaceSubrange(offset..<offset + 3, with: [1, 2, 3])
+          t.model[key] = value
+        }
+      default:
+        let value = t.space.run { () throws(SpaceWait) in try t.tree.lookup(key)?.array }
+        #expect(value == t.model[key])
+      }
+      if t.random.oneIn(300) { t.space.spill(limit: Int(t.random.below(20))) }
+      if t.random.oneIn(2000) {
+        t.space.commit([t.tree])
+        committed = (t.tree.root, t.model)
+        // Nothing has leaked: what is in use is what the tree refers to.
+        #expect(Set(t.space.allocator.inUse.keys) == t.space.durable)
+      }
+      if t.random.oneIn(6000) {
+        t.space.restart()
+        t.tree = Tree(
+          store: t.space.store, kind: .objects, owner: ObjectID(7), root: committed.root)
+        t.model = committed.model
+        t.space.allocator.restart(live: t.space.live([t.tree]))
+      }
+      if step % 3000 == 0 {
+        t.check()
+        t.space.cache.verify()
+      }
+    }
+    t.check()
+    #expect(t.space.loads > 0 && t.space.spills > 0)
+  }
+}
