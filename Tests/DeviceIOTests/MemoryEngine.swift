@@ -32,7 +32,7 @@ final class MemoryEngine: BlockEngine {
 
   deinit { disk.deallocate() }
 
-  var wakeup: UInt64 { controls.holds.load(ordering: .relaxed) ? 0 : .max }
+  var wakeup: UInt64 { taken.isEmpty ? .max : 0 }
   var isReady: Bool { true }
   var failure: String? {
     controls.fails.load(ordering: .relaxed) ? "the test's engine is broken" : nil
