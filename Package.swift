@@ -73,7 +73,9 @@ let package = Package(
       dependencies: [
         "Simulation", .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: settings, linkerSettings: selfContained),
-    .testTarget(name: "DeviceIOTests", dependencies: ["Core", "DeviceIO"], swiftSettings: settings),
+    .testTarget(
+      name: "DeviceIOTests", dependencies: ["Core", "DeviceIO", "Daemon"],
+      swiftSettings: settings),
     .testTarget(name: "CoreTests", dependencies: ["Core"], swiftSettings: settings),
     .testTarget(
       name: "CheckerTests", dependencies: ["Core", "Checker"], swiftSettings: settings),

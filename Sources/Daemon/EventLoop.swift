@@ -26,8 +26,11 @@ package final class EventLoop<E: BlockEngine> {
     package var connections = 1024
     /// Payload memory of all connections, in bytes; a multiple of 256 KiB.
     package var payloadMemory = 64 << 20
-    /// Device operations under way at a time.
-    package var deviceOps = 1024
+    /// How long a peer may stand still, in nanoseconds, with memory that others wait for; then its
+    /// connection is ended.
+    package var patience: UInt64 = 10_000_000_000
+    /// Whether SIGTERM and SIGINT end this loop (`StopSignals`).
+    package var obeysSignals = true
     package init() {}
   }
 
@@ -53,6 +56,7 @@ package final class EventLoop<E: BlockEngine> {
   package let engine: E
   package let reactor: Reactor
   private let frontEnd: NBDFrontEnd
+  private let obeysSignals: Bool
   private var phase = Phase.running
 
   private var isReady = false
@@ -81,13 +85,17 @@ package final class EventLoop<E: BlockEngine> {
     self.reactor = reactor
     self.listeners = listeners
     self.onReady = onReady
+    obeysSignals = limits.obeysSignals
     mailbox = Mailbox(waker: reactor.waker)
     frontEnd = NBDFrontEnd(
-      reactor: reactor, pool: BufferPool(bytes: limits.payloadMemory), limit: limits.connections)
+      reactor: reactor, pool: BufferPool(bytes: limits.payloadMemory),
+      limit: limits.connections, patience: limits.patience)
   }
 
   /// NBD connections now.
   package var connectionCount: Int { frontEnd.connectionCount }
+  /// Bytes of payload memory in use now.
+  package var payloadMemoryInUse: Int { frontEnd.payloadMemoryInUse }
 
   /// Runs until a stop has been asked for and done, or the engine fails.
   package func run() -> Outcome {
@@ -149,8 +157,10 @@ package final class EventLoop<E: BlockEngine> {
   private func becomeReady() {
     guard !isReady, engine.isReady else { return }
     isReady = true
-    if case .running = phase { frontEnd.listen(on: listeners) }
-    listeners = []
+    if case .running = phase {
+      frontEnd.listen(on: listeners)
+      listeners = []
+    }
     onReady?()
     onReady = nil
   }
@@ -188,8 +198,8 @@ package final class EventLoop<E: BlockEngine> {
   private func advancePhase() {
     switch phase {
     case .running:
-      guard StopSignals.isReceived || !stopReplies.isEmpty else { return }
-      listeners = []
+      guard obeysSignals && StopSignals.isReceived || !stopReplies.isEmpty else { return }
+      closeUnused()
       frontEnd.stop()
       phase = .finishing(deadline: monotonicNanoseconds() + Self.farewell)
       reactor.waker.wake()
@@ -205,8 +215,16 @@ package final class EventLoop<E: BlockEngine> {
     }
   }
 
+  /// Closes the listeners that were never served.
+  private func closeUnused() {
+    for listener in listeners { listener.close() }
+    listeners = []
+  }
+
   /// Waits until neither devices nor sockets touch memory any more, and answers who still waits.
   private func finish() {
+    closeUnused()
+    frontEnd.stop()
     frontEnd.abandon()
     mailbox.close()
     let deadline = monotonicNanoseconds() + Self.deviceFarewell

@@ -27,10 +27,6 @@ import NBDServer
 final class NBDFrontEnd {
   /// Slots that tokens can name.
   static let maximumConnections = 1 << 15
-  /// How long a peer may stand still with memory that others wait for.
-  static let patience: UInt64 = 10_000_000_000
-  /// How long after the end of one such connection the next may be ended.
-  private static let evictionPause: UInt64 = 1_000_000_000
   /// How long no connection is taken after the process ran out of descriptors or memory.
   private static let acceptPause: UInt64 = 100_000_000
 
@@ -42,6 +38,7 @@ final class NBDFrontEnd {
   private let reactor: Reactor
   private let memory: PayloadMemory
   private let limit: Int
+  private let patience: UInt64
   private var connections: [NBDConnection?]
   private var freeSlots: [Int]
   private var nextGeneration: UInt32 = 1
@@ -61,14 +58,21 @@ final class NBDFrontEnd {
   private var freedAtLastTry: UInt64 = 0
   private var isStopping = false
 
-  /// - Parameter limit: connections at a time; one more is closed as soon as it is accepted.
-  init(reactor: Reactor, pool: BufferPool, limit: Int) {
+  /// - Parameters:
+  ///   - limit: connections at a time; one more is closed as soon as it is accepted.
+  ///   - patience: how long a peer may stand still with memory that others wait for.
+  init(reactor: Reactor, pool: BufferPool, limit: Int, patience: UInt64) {
     invariant(limit > 0 && limit <= Self.maximumConnections, "\(limit) connections can't be named")
     self.reactor = reactor
     self.limit = limit
+    self.patience = patience
     memory = PayloadMemory(pool: pool)
     connections = Array(repeating: nil, count: limit)
     freeSlots = Array((0..<limit).reversed())
+  }
+
+  var payloadMemoryInUse: Int {
+    (memory.pool.totalPages - memory.pool.freePages) * BufferPool.pageSize
   }
 
   // MARK: Listening
@@ -89,7 +93,7 @@ final class NBDFrontEnd {
   func accepted(listener index: Int, result: Int32, now: UInt64) {
     guard !isStopping, let listener = listeners[index] else {
       if result >= 0 { close(result) }
-      listeners[index] = nil
+      dropListener(index)
       return
     }
     switch -result {
@@ -103,6 +107,11 @@ final class NBDFrontEnd {
       open(result)
     }
     accept(index)
+  }
+
+  private func dropListener(_ index: Int) {
+    listeners[index]?.close()
+    listeners[index] = nil
   }
 
   private func open(_ descriptor: Int32) {
@@ -297,9 +306,10 @@ final class NBDFrontEnd {
       connection.isClosed = true
       close(connection.descriptor)
       connection.session.closed()
-      touch(slot)
+      if !connection.session.canBeDestroyed { touch(slot) }
     }
     if connection.session.canBeDestroyed {
+      invariant(!connection.isTouched, "a connection that is gone would be looked at again")
       connections[slot] = nil
       freeSlots.append(slot)
       connectionCount -= 1
@@ -318,6 +328,8 @@ final class NBDFrontEnd {
           connection.session.resume()
           memory.isReserved = true
           freedAtLastTry = memory.freed
+          // Also when it ran out again: it may have got as far as a request or a receive.
+          touch(name.slot)
           if connection.session.isStalled { break }
           waitingSince = now
         }
@@ -328,7 +340,7 @@ final class NBDFrontEnd {
       freedAtLastTry = .max
     }
     memory.isReserved = !waiting.isEmpty
-    if !waiting.isEmpty && now > waitingSince + Self.patience { evict(now: now) }
+    if !waiting.isEmpty && now > waitingSince + patience { evict(now: now) }
   }
 
   /// Ends the connection that keeps most memory busy without moving.
@@ -336,14 +348,14 @@ final class NBDFrontEnd {
     var victim = -1
     var most = 0
     for (slot, connection) in connections.enumerated() {
-      guard let connection, connection.isStuck(now: now, limit: Self.patience), !connection.isDead,
+      guard let connection, connection.isStuck(now: now, limit: patience), !connection.isDead,
         connection.session.memoryInFlight > most
       else { continue }
       most = connection.session.memoryInFlight
       victim = slot
     }
     // One at a time: what it frees may be enough.
-    waitingSince = now - Self.patience + Self.evictionPause
+    waitingSince = now - patience * 9 / 10
     guard victim >= 0 else { return }
     existing(victim).isDead = true
     touch(victim)
@@ -351,15 +363,16 @@ final class NBDFrontEnd {
 
   /// When `settle` and `resumeWaiting` want to be called although nothing happens, or `UInt64.max`.
   var wakeup: UInt64 {
-    min(acceptAgainAt, waiting.isEmpty ? .max : waitingSince + Self.patience + 1)
+    min(acceptAgainAt, waiting.isEmpty ? .max : waitingSince + patience + 1)
   }
 
   // MARK: The end
 
   /// Takes no more connections and no more requests; what was taken is served and replied to.
   func stop() {
+    if isStopping { return }
     isStopping = true
-    for index in pausedListeners { listeners[index] = nil }
+    for index in pausedListeners { dropListener(index) }
     for (index, listener) in listeners.enumerated() where listener != nil {
       reactor.cancelAccept(listener: index)
     }

@@ -1,4 +1,5 @@
 import Glibc
+import Synchronization
 
 /// A listening socket. A UNIX socket's file goes with it, unless another has taken its place.
 package final class Listener: Sendable {
@@ -6,6 +7,7 @@ package final class Listener: Sendable {
   /// With the port that the system chose, where 0 was asked for.
   package let address: ListenAddress
   package let isTCP: Bool
+  private let isClosed = Atomic<Bool>(false)
   /// The socket file's identity.
   private let inode: (device: UInt64, number: UInt64)
 
@@ -16,11 +18,15 @@ package final class Listener: Sendable {
     if case .tcp = address { isTCP = true } else { isTCP = false }
   }
 
-  deinit {
+  deinit { close() }
+
+  /// Ends listening, as often as it is called. No accept may be under way.
+  package func close() {
+    if isClosed.exchange(true, ordering: .relaxed) { return }
     if case .unix(let path) = address, let current = Self.inode(path), current == inode {
       unlink(path)
     }
-    close(descriptor)
+    Glibc.close(descriptor)
   }
 
   /// Listens on `address`: one socket, or for a host name one for each of its addresses.
@@ -48,7 +54,7 @@ package final class Listener: Sendable {
     if status == 0 { status = Glibc.listen(fd, 1024) }
     guard status == 0, let inode = inode(path) else {
       let code = errno
-      close(fd)
+      Glibc.close(fd)
       throw code == EADDRINUSE ? .answered(path) : .failed(address: "\(address)", errno: code)
     }
     return Listener(descriptor: fd, address: address, inode: inode)
@@ -63,7 +69,7 @@ package final class Listener: Sendable {
     let kind = SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue
     let fd = socket(AF_UNIX, Int32(kind), 0)
     guard fd >= 0 else { throw .failed(address: path, errno: errno) }
-    defer { close(fd) }
+    defer { Glibc.close(fd) }
     let result = withUnixAddress(path) { connect(fd, $0, $1) }
     guard result != 0, errno == ECONNREFUSED || errno == ENOENT else { throw .answered(path) }
     unlink(path)
@@ -132,7 +138,7 @@ package final class Listener: Sendable {
     }
     if bind(fd, info.ai_addr, info.ai_addrlen) == 0, Glibc.listen(fd, 1024) == 0 { return fd }
     let code = errno
-    close(fd)
+    Glibc.close(fd)
     return -code
   }
 

@@ -8,54 +8,54 @@ package enum OpOwner: UInt8, Sendable {
   case recovery
 }
 
-/// First-in first-out queue in one ring that grows when it must and then stays.
+/// First-in first-out queue in one ring that grows when it must and then stays. Inlinable, so that
+/// front ends in other targets get it specialised.
 package struct RingQueue<Element>: ~Copyable {
-  private var storage: UnsafeMutablePointer<Element>
-  private var capacity: Int
-  private var head = 0
-  package private(set) var count = 0
+  @usableFromInline var storage: UnsafeMutablePointer<Element>
+  @usableFromInline var capacity: Int
+  @usableFromInline var head = 0
+  @usableFromInline var used = 0
 
-  package init(capacity: Int = 64) {
+  @inlinable package var count: Int { used }
+
+  @inlinable package init(capacity: Int = 64) {
     invariant(capacity & (capacity - 1) == 0, "a ring's capacity is a power of two")
     self.capacity = capacity
     storage = .allocate(capacity: capacity)
   }
 
-  deinit {
+  @inlinable deinit {
     for i in 0..<count { (storage + ((head + i) & (capacity - 1))).deinitialize(count: 1) }
     storage.deallocate()
   }
 
-  @inline(__always) package var isEmpty: Bool { count == 0 }
+  @inlinable package var isEmpty: Bool { count == 0 }
 
-  @inline(__always)
-  package mutating func push(_ element: Element) {
+  @inlinable package mutating func push(_ element: Element) {
     if count == capacity { grow() }
     (storage + ((head + count) & (capacity - 1))).initialize(to: element)
-    count += 1
+    used += 1
   }
 
-  @inline(__always)
-  package mutating func pop() -> Element? {
+  @inlinable package mutating func pop() -> Element? {
     guard count > 0 else { return nil }
     let element = (storage + head).move()
     head = (head + 1) & (capacity - 1)
-    count -= 1
+    used -= 1
     return element
   }
 
-  package func first() -> Element? { count > 0 ? storage[head] : nil }
+  @inlinable package func first() -> Element? { count > 0 ? storage[head] : nil }
 
   /// The element `i` places behind the first.
-  @inline(__always)
-  package func at(_ i: Int) -> Element { storage[(head + i) & (capacity - 1)] }
+  @inlinable package func at(_ i: Int) -> Element { storage[(head + i) & (capacity - 1)] }
 
-  package func contains(_ predicate: (Element) -> Bool) -> Bool {
+  @inlinable package func contains(_ predicate: (Element) -> Bool) -> Bool {
     for i in 0..<count where predicate(at(i)) { return true }
     return false
   }
 
-  private mutating func grow() {
+  @usableFromInline mutating func grow() {
     let bigger = UnsafeMutablePointer<Element>.allocate(capacity: capacity * 2)
     for i in 0..<count {
       (bigger + i).initialize(to: (storage + ((head + i) & (capacity - 1))).move())
