@@ -79,7 +79,8 @@ let package = Package(
     .testTarget(name: "CoreTests", dependencies: ["Core"], swiftSettings: settings),
     .testTarget(
       name: "CheckerTests", dependencies: ["Core", "Checker"], swiftSettings: settings),
-    .testTarget(name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
+    .testTarget(
+      name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
     .testTarget(
       name: "ControlTests",
       dependencies: [
