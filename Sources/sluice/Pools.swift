@@ -65,7 +65,7 @@ struct PoolDescription: Codable {
       .init(title: "SIZE", isNumber: true), .init(title: "PATH"), .init(title: "UUID"),
     ])
     table.rows = members.map {
-      [$0.role, "\($0.index)", ByteSize($0.size).description, $0.path, $0.uuid]
+      [$0.role, "\($0.index)", ByteSize(bytes: $0.size).description, $0.path, $0.uuid]
     }
     return "pool \(pool)  \(uuid)\n" + table.text
   }

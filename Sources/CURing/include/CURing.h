@@ -3,6 +3,9 @@
 #pragma once
 #include <errno.h>
 #include <fcntl.h>
+// The kernel's own header first: it has the same guard as liburing's copy, and other packages import
+// it too; two different definitions can not meet in one program.
+#include <linux/io_uring.h>
 #include <liburing.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
