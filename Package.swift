@@ -79,9 +79,13 @@ let package = Package(
     .testTarget(name: "CoreTests", dependencies: ["Core"], swiftSettings: settings),
     .testTarget(
       name: "CheckerTests", dependencies: ["Core", "Checker"], swiftSettings: settings),
-    .testTarget(name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
     .testTarget(
-      name: "ControlTests", dependencies: ["Core", "ControlAPI", "ControlServer", "sluice"],
-      swiftSettings: settings),
+      name: "NBDServerTests", dependencies: ["Core", "NBDServer"], swiftSettings: settings),
+    .testTarget(
+      name: "ControlTests",
+      dependencies: [
+        "Core", "ControlAPI", "ControlServer", "sluice",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ], swiftSettings: settings),
   ]
 )

@@ -1,4 +1,5 @@
 import Core
+import Glibc
 
 /// Why a member device could not be read, written or flushed: a positive errno.
 package struct CheckReadError: Error, Equatable, Sendable {
@@ -31,7 +32,8 @@ package struct CheckOptions: Sendable {
   /// Bytes that one of the (at most four) sorts holds in memory before it goes to a file.
   package var sortMemory = 32 << 20
   /// Where sorts put their files; they are unlinked as soon as they are open.
-  package var temporaryDirectory = "/var/tmp"
+  package var temporaryDirectory =
+    getenv("TMPDIR").map { String(cString: $0) } ?? "/var/tmp"
   /// Complaints and damaged places that are kept as sentences; all are counted.
   package var maximumSentences = 1000
   package init() {}

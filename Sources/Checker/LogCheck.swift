@@ -33,6 +33,7 @@ final class LogCheck {
   let events: LogEvents
 
   private var epochs: [Epoch] = []
+  private var epochCounter: UInt64 = 0
   /// The highest sequence that some header names as durable.
   private var durable: FrameSequence = 0
   private var durableCheckpoint: UInt64 = 0
@@ -92,43 +93,99 @@ final class LogCheck {
       guard members.log.read(block: LogLayout.epochs + i, count: 1, into: block.base),
         let record = EpochRecord(decoding: block.base, tag: device.tag)
       else { continue }
-      if record.counter > newest?.counter ?? 0 || newest == nil { newest = record }
+      if newest == nil || record.counter > newest!.counter { newest = record }
     }
     epochs = newest?.epochs ?? []
-    if newest == nil, members.root.cutSequence > 0 {
-      findings.complain("the log has no valid epoch record, so its newest frames can't be told")
-    }
+    epochCounter = newest?.counter ?? 0
     for e in epochs where e.position % device.segmentSize != 0 || e.position >= 1 << 62 {
       findings.complain("epoch \(e.number) is recorded to start at \(e.position), which can't be")
       epochs.removeAll { $0.number == e.number }
     }
-    // What lies before a later epoch's start was accepted when that epoch was opened.
-    if let last = epochs.last, last.firstSequence > 0 { durable = last.firstSequence - 1 }
   }
 
-  /// Looks at the start and the end of every segment and follows the newest to its end: what is durable by
-  /// the word of the newest headers, whatever lies between.
+  /// Looks at the start and the end of every segment and follows the newest to its end: what is
+  /// durable by the word of the newest headers, whatever lies between.
   private func survey() {
     var newest: FrameHeader?
+    var firsts: [UInt64: FrameHeader] = [:]
     for index in 0..<device.segments {
       if let summary = device.summaryHeaderOfSegment(index) { witness(summary) }
       guard let h = device.headerOfSegment(index) else { continue }
       witness(h)
+      if h.sequence < firsts[h.epoch]?.sequence ?? .max { firsts[h.epoch] = h }
       if let n = newest, (n.epoch, n.sequence) >= (h.epoch, h.sequence) { continue }
       newest = h
     }
-    guard var h = newest else { return }
-    if h.epoch > epochs.last?.number ?? 0 {
-      findings.complain(
-        "the log holds frames of epoch \(h.epoch), but its newest epoch record names no epoch "
-          + "above \(epochs.last?.number ?? 0): the newest record was lost, and with it the frames")
+    if let newest { follow(newest) }
+    let recorded = epochs.last?.number ?? 0
+    let unrecorded = firsts.values.filter { $0.epoch > recorded }
+    if !unrecorded.isEmpty || recorded < members.root.cutEpoch {
+      rebuildEpochs(unrecorded.sorted { $0.epoch < $1.epoch })
     }
+    // What lies before a later epoch's start was accepted when that epoch was opened.
+    if let last = epochs.last, last.firstSequence > 0 {
+      durable = max(durable, last.firstSequence - 1)
+    }
+  }
+
+  private func follow(_ start: FrameHeader) {
+    var h = start
     while device.blocksLeft(at: h.position) > Int(h.blocks),
       let next = device.header(at: h.position + UInt64(h.blocks) << blockShift),
       next.epoch == h.epoch, next.sequence > h.sequence
     {
       witness(next)
       h = next
+    }
+  }
+
+  /// The newest epoch record was lost: the frames of its epochs tell what it said, as each epoch
+  /// begins at a segment's start. The walk goes on with that; repair writes it.
+  private func rebuildEpochs(_ firsts: [FrameHeader]) {
+    findings.complain(
+      "the newest epoch record of the log was lost: there are frames of epoch "
+        + "\(max(firsts.last?.epoch ?? 0, members.root.cutEpoch)), but no record of an epoch above "
+        + "\(epochs.last?.number ?? 0)")
+    var rebuilt = epochs
+    func add(_ e: Epoch) {
+      guard rebuilt.count < EpochRecord.maximumEntries else { return }
+      if let last = rebuilt.last {
+        guard e.number > last.number, e.firstSequence >= last.firstSequence,
+          e.position > last.position
+        else { return }
+      }
+      rebuilt.append(e)
+    }
+    let root = members.root
+    if root.cutEpoch > epochs.last?.number ?? 0, root.cutSequence > 0 {
+      let segment = (root.nextPosition - min(root.nextPosition, 1)) / device.segmentSize
+      add(
+        Epoch(
+          number: root.cutEpoch, firstSequence: root.cutSequence,
+          position: segment * device.segmentSize, chain: root.cutChain))
+    }
+    for h in firsts where h.epoch > root.cutEpoch && h.sequence > root.cutSequence {
+      add(
+        Epoch(
+          number: h.epoch, firstSequence: h.sequence, position: h.position, chain: h.chain))
+    }
+    guard rebuilt != epochs else { return }
+    epochs = rebuilt
+    writeEpochs()
+  }
+
+  private func writeEpochs() {
+    guard options.repair else { return }
+    // The lost record's counter was one above the newest that is left.
+    let counter = epochCounter + 2
+    let block = AlignedMemory(bytes: blockSize)
+    EpochRecord(tag: device.tag, counter: counter, epochs: epochs).encode(to: block.base)
+    let place = LogLayout.epochRecord(counter)
+    let isWritten = (0..<LogLayout.epochCopies).allSatisfy {
+      members.log.write(block: place + $0, from: block.base)
+    }
+    if isWritten, members.log.flush() {
+      findings.repaired("the log: wrote the epoch record anew from the frames of its epochs")
     }
   }
 

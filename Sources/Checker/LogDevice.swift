@@ -42,8 +42,8 @@ final class LogDevice {
   }
 
   /// `count` blocks at `position`, all within its segment; nil when they can't be read. Valid
-  /// until the next call.
-  func load(_ position: UInt64, count: Int) -> UnsafeRawPointer? {
+  /// until the next call. With `ahead`, what follows is read as well, for the calls to come.
+  func load(_ position: UInt64, count: Int, ahead: Bool = true) -> UnsafeRawPointer? {
     let left = blocksLeft(at: position)
     guard count > 0, count <= left else { return nil }
     let first = block(of: position)
@@ -52,10 +52,10 @@ final class LogDevice {
     }
     windowCount = 0
     if count > Self.windowBlocks { return loadLarge(first, count) }
-    for ahead in [min(left, Self.windowBlocks), count] {
-      if member.read(block: first, count: ahead, into: window.base) {
+    for size in [ahead ? min(left, Self.windowBlocks) : count, count] {
+      if member.read(block: first, count: size, into: window.base) {
         windowStart = first
-        windowCount = ahead
+        windowCount = size
         return UnsafeRawPointer(window.base)
       }
     }
@@ -82,7 +82,7 @@ final class LogDevice {
 
   /// A header in the first block of segment place `index` (on the device), of whatever lap.
   func headerOfSegment(_ index: UInt64) -> FrameHeader? {
-    guard let p = load(index * segmentSize, count: 1),
+    guard let p = load(index * segmentSize, count: 1, ahead: false),
       let h = FrameHeader(decoding: p, tag: tag, maximumBlocks: segmentBlocks),
       h.kind == .data, h.position % segmentSize == 0,
       h.position / segmentSize % segments == index
@@ -92,7 +92,9 @@ final class LogDevice {
 
   /// A summary's header in the last block of segment place `index`, of whatever lap.
   func summaryHeaderOfSegment(_ index: UInt64) -> FrameHeader? {
-    guard let p = load((index + 1) * segmentSize - UInt64(blockSize), count: 1),
+    guard
+      let p = load(
+        (index + 1) * segmentSize - UInt64(blockSize), count: 1, ahead: false),
       let h = FrameHeader(decoding: p, tag: tag, maximumBlocks: segmentBlocks), h.kind == .summary
     else { return nil }
     return h

@@ -157,7 +157,9 @@ struct MemberCheck {
       throw CheckFailure("no volume holds a valid root of this pool; it can't be opened or checked")
     }
     findings.counters.checkpoint = newest.checkpoint
-    return (newest, volumes.indices.filter { found[$0] != newest.checkpoint })
+    // A volume that was added later gets its first root from the next checkpoint.
+    let known = volumes.indices.prefix(Int(newest.volumes))
+    return (newest, known.filter { found[$0] != newest.checkpoint })
   }
 
   private func root(
@@ -166,7 +168,8 @@ struct MemberCheck {
     let place = VolumeLayout.roots + unit * VolumeLayout.rootRing + slot
     guard volume.read(block: place, count: 1, into: block.base),
       let root = RootRecord(decoding: block.base, pool: pool, unit: unit),
-      root.checkpoint % VolumeLayout.rootRing == slot
+      slot / VolumeLayout.rootCopies == root.checkpoint * VolumeLayout.rootCopies
+        % VolumeLayout.rootRing / VolumeLayout.rootCopies
     else { return nil }
     return root
   }
@@ -197,7 +200,10 @@ struct MemberCheck {
     guard options.repair else { return }
     members.root.encode(to: block.base)
     let place = VolumeLayout.root(unit: members.root.unit, checkpoint: members.root.checkpoint)
-    if members.volumes[v].write(block: place, from: block.base), members.volumes[v].flush() {
+    let isWritten = (0..<VolumeLayout.rootCopies).allSatisfy {
+      members.volumes[v].write(block: place + $0, from: block.base)
+    }
+    if isWritten, members.volumes[v].flush() {
       findings.repaired("\(members.volumes[v].name): rewrote the newest root")
     }
   }

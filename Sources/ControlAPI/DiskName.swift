@@ -78,6 +78,11 @@ package struct DiskNameError: Error, Equatable, Sendable, CustomStringConvertibl
   package var name: String
   package var broken: Rule
 
+  package init(name: String, broken: Rule) {
+    self.name = name
+    self.broken = broken
+  }
+
   package var description: String {
     let shown = name.unicodeScalars.prefix(80).map { $0.value < 32 || $0.value == 127 ? "?" : $0 }
     let quoted = "“\(String(String.UnicodeScalarView(shown)))\(shown.count == 80 ? "…" : "")”"

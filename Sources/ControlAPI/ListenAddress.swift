@@ -72,6 +72,11 @@ package struct AddressError: Error, Equatable, Sendable, CustomStringConvertible
   package var address: String
   package var broken: Rule
 
+  package init(address: String, broken: Rule) {
+    self.address = address
+    self.broken = broken
+  }
+
   package var description: String {
     switch broken {
     case .form:

@@ -163,13 +163,16 @@ package struct Status: Codable, Equatable, Sendable {
 
 /// The reply to `POST /v1/scrub` (at its end) and `GET /v1/scrub` (as it goes).
 package struct Scrub: Codable, Equatable, Sendable {
+  /// How many damaged places are listed at most.
+  package static let maximumDamage = 100
+
   package var running: Bool
   package var blocksTotal: UInt64
   package var blocksVerified: UInt64
   /// Metadata blocks rewritten from their good copy.
   package var healed: UInt64
   package var damagedBlocks: UInt64
-  /// Damaged places as sentences with disk name and offset; the first 100.
+  /// Damaged places as sentences with disk name and offset; the first ones.
   package var damage: [String]
 
   enum CodingKeys: String, CodingKey {

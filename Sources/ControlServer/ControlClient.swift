@@ -34,7 +34,7 @@ package enum ControlClientError: Error, Equatable, Sendable, CustomStringConvert
   }
 }
 
-package final class ControlClient: Sendable {
+package struct ControlClient: Sendable {
   package struct Request: Sendable {
     package var method: String
     package var path: String
@@ -55,15 +55,12 @@ package final class ControlClient: Sendable {
 
   private let address: ListenAddress
   private let timeout: TimeAmount
-  private let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
 
   /// - Parameter timeoutSeconds: how long a connection, and any part of a reply, may take.
   package init(address: ListenAddress, timeoutSeconds: Int64 = 60) {
     self.address = address
     timeout = .seconds(timeoutSeconds)
   }
-
-  deinit { group.shutdownGracefully { _ in } }
 
   /// The reply's body. Throws the daemon's `Problem`, or a `ControlClientError`. It blocks.
   package func send(_ request: Request) throws -> [UInt8] { try begin(request).wait() }
@@ -79,9 +76,9 @@ package final class ControlClient: Sendable {
   /// Sends a request and goes on; the future fails as `send` throws.
   package func begin(_ request: Request) throws -> EventLoopFuture<[UInt8]> {
     try address.checkPath()
-    let reply = group.next().makePromise(of: HTTPReply.self)
+    let reply = eventLoops.next().makePromise(of: HTTPReply.self)
     let timeout = timeout
-    let bootstrap = ClientBootstrap(group: group).connectTimeout(min(timeout, .seconds(10)))
+    let bootstrap = ClientBootstrap(group: eventLoops).connectTimeout(min(timeout, .seconds(10)))
       .channelInitializer { channel in
         channel.eventLoop.makeCompletedFuture {
           let pipeline = channel.pipeline.syncOperations

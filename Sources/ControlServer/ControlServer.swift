@@ -29,6 +29,10 @@ package enum ControlServerError: Error, Equatable, Sendable, CustomStringConvert
   }
 }
 
+/// The one thread of all servers and clients of this process. It is never shut down: Hummingbird
+/// still uses it for a moment after a server has ended.
+let eventLoops = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+
 package final class ControlServer: Sendable {
   private static let maximumConnections = 256
   private static let idleTimeout = TimeAmount.seconds(60)
@@ -37,11 +41,11 @@ package final class ControlServer: Sendable {
 
   private let service: ControlService
   private let addresses: [ListenAddress]
-  private let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
   private let running = Mutex<Running?>(nil)
 
   private struct Running {
     var services: ServiceGroup
+    var bound: BoundAddresses
     var ended: EventLoopFuture<Void>
   }
 
@@ -62,10 +66,13 @@ package final class ControlServer: Sendable {
         throw ControlServerError.inUse(address)
       }
     }
-    let ready = group.next().makePromise(of: [ListenAddress].self)
-    let ended = group.next().makePromise(of: Void.self)
-    let services = makeServices(ready: ready)
-    running.withLock { $0 = Running(services: services, ended: ended.futureResult) }
+    let ready = eventLoops.next().makePromise(of: [ListenAddress].self)
+    let ended = eventLoops.next().makePromise(of: Void.self)
+    let bound = BoundAddresses(addresses, allBound: ready)
+    let services = makeServices(bound: bound, ready: ready)
+    running.withLock {
+      $0 = Running(services: services, bound: bound, ended: ended.futureResult)
+    }
     // The mode must be right from the first moment, and bind(2) takes it from the umask.
     let old = umask(0o117)
     defer { umask(old) }
@@ -86,20 +93,20 @@ package final class ControlServer: Sendable {
   package func stop() {
     guard let running = running.withLock({ $0.take() }) else { return }
     Task { await running.services.triggerGracefulShutdown() }
-    let finished = group.next().makePromise(of: Void.self)
+    let finished = eventLoops.next().makePromise(of: Void.self)
     running.ended.cascade(to: finished)
-    let timeout = group.next().scheduleTask(in: Self.stopTimeout) { finished.succeed() }
+    let timeout = eventLoops.next().scheduleTask(in: Self.stopTimeout) { finished.succeed() }
     try? finished.futureResult.wait()
     timeout.cancel()
-    try? group.syncShutdownGracefully()
-    for case .unix(let path) in addresses { unlink(path) }
+    for case .unix(let path) in running.bound.addresses { unlink(path) }
   }
 
-  private func makeServices(ready: EventLoopPromise<[ListenAddress]>) -> ServiceGroup {
+  private func makeServices(
+    bound: BoundAddresses, ready: EventLoopPromise<[ListenAddress]>
+  ) -> ServiceGroup {
     // The caller reports failures; the libraries' own log lines would only repeat them.
     var logger = Logger(label: "sluice.api") { StreamLogHandler.standardError(label: $0) }
     logger.logLevel = .critical
-    let bound = BoundAddresses(addresses, allBound: ready)
     let routes = Routes(service: service)
     let listeners = addresses.enumerated().map { index, address in
       let application = Application(
@@ -110,7 +117,7 @@ package final class ControlServer: Sendable {
           availableConnectionsDelegate: MaximumAvailableConnections(
             Self.maximumConnections, logger: logger)),
         onServerRunning: { bound.set(index, port: $0.localAddress?.port) },
-        eventLoopGroupProvider: .shared(group), logger: logger)
+        eventLoopGroupProvider: .shared(eventLoops), logger: logger)
       return Listener(application: application, address: address, ready: ready)
     }
     return ServiceGroup(configuration: .init(services: listeners, logger: logger))
@@ -150,22 +157,31 @@ where Responder.Context == BasicRequestContext {
 
 /// Gathers the addresses as they are bound.
 private final class BoundAddresses: Sendable {
-  private let state: Mutex<(addresses: [ListenAddress], left: Int)>
+  private let state: Mutex<[ListenAddress?]>
   private let allBound: EventLoopPromise<[ListenAddress]>
+  private let asked: [ListenAddress]
 
-  init(_ addresses: [ListenAddress], allBound: EventLoopPromise<[ListenAddress]>) {
-    state = Mutex((addresses, addresses.count))
+  init(_ asked: [ListenAddress], allBound: EventLoopPromise<[ListenAddress]>) {
+    state = Mutex(asked.map { _ in nil })
     self.allBound = allBound
+    self.asked = asked
   }
 
+  /// Those that are bound, with their ports.
+  var addresses: [ListenAddress] { state.withLock { $0.compactMap(\.self) } }
+
   func set(_ index: Int, port: Int?) {
-    state.withLock { state in
-      if case .tcp(let host, _) = state.addresses[index], let port {
-        state.addresses[index] = .tcp(host: host, port: port)
+    state.withLock { bound in
+      if case .tcp(let host, let asked) = asked[index] {
+        bound[index] = .tcp(host: host, port: port ?? asked)
+      } else if case .unix(let path) = asked[index] {
+        // Against a umask that another thread set meanwhile.
+        chmod(path, 0o660)
+        bound[index] = asked[index]
       }
-      state.left -= 1
-      if state.left == 0 { allBound.succeed(state.addresses) }
     }
+    let bound = addresses
+    if bound.count == asked.count { allBound.succeed(bound) }
   }
 }
 

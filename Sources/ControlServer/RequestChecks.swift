@@ -92,27 +92,67 @@ extension HTTPField.Name {
   fileprivate static let host = Self("Host")!
 }
 
+/// Takes in bodies: JSON by their type, at most `maximumBody` bytes.
+struct BodyCheck: RouterMiddleware {
+  typealias Context = BasicRequestContext
+
+  func handle(
+    _ request: Request, context: Context, next: (Request, Context) async throws -> Response
+  ) async throws -> Response {
+    var request = request
+    guard request.hasBody else {
+      request.body = RequestBody(buffer: ByteBuffer())
+      return try await next(request, context)
+    }
+    // Sending it on to the closure below is safe: nothing else reads the body any more then.
+    nonisolated(unsafe) var parts = request.body.makeAsyncIterator()
+    var body = ByteBuffer()
+    var problem = problem(with: request)
+    while problem == nil, var part = try await parts.next() {
+      body.writeBuffer(&part)
+      if body.readableBytes > maximumBody { problem = .bodyTooLarge }
+    }
+    guard let problem else {
+      request.body = RequestBody(buffer: body)
+      return try await next(request, context)
+    }
+    // The rest is read and dropped behind the reply: many clients send all before they read.
+    let reply = ByteBuffer(bytes: try JSONText.encode(problem))
+    return Response(
+      status: .init(code: problem.status), headers: [.contentType: Problem.contentType],
+      body: ResponseBody(contentLength: reply.readableBytes) { writer in
+        try await writer.write(reply)
+        try await writer.finish(nil)
+        while try await parts.next() != nil {}
+      })
+  }
+
+  private func problem(with request: Request) -> Problem? {
+    if let length = request.headers[.contentLength], Int(length) ?? .max > maximumBody {
+      return .bodyTooLarge
+    }
+    let media = request.headers[.contentType]?.split(separator: ";").first?.lowercased()
+    guard media?.filter({ $0 != " " }) == "application/json" else {
+      return Problem(
+        .notJSON, "the body must be JSON: send it with Content-Type: application/json")
+    }
+    return nil
+  }
+}
+
 extension Request {
-  /// The body as `T`. Refuses, without reading on, what is not JSON by its type or too large.
+  fileprivate var hasBody: Bool {
+    headers[.contentLength].map { $0 != "0" } ?? headers.contains(.transferEncoding)
+  }
+
+  /// The body, which `BodyCheck` took in, as `T`.
   ///
   /// - Parameter absent: what a request without a body stands for; without it one is required.
   func json<T: Decodable>(_ type: T.Type, absent: T? = nil) async throws -> T {
-    let length = headers[.contentLength]
-    if let length, Int(length) ?? .max > maximumBody { throw Problem.bodyTooLarge }
-    let hasBody = length.map { $0 != "0" } ?? headers.contains(.transferEncoding)
-    guard hasBody else {
+    let bytes = try await body.collect(upTo: maximumBody)
+    if bytes.readableBytes == 0 {
       if let absent { return absent }
       throw Problem(.badRequest, "the request needs a body: send one as application/json")
-    }
-    let media = headers[.contentType]?.split(separator: ";").first?.lowercased()
-    guard media?.filter({ $0 != " " }) == "application/json" else {
-      throw Problem(.notJSON, "the body must be JSON: send it with Content-Type: application/json")
-    }
-    let bytes: ByteBuffer
-    do {
-      bytes = try await body.collect(upTo: maximumBody)
-    } catch is NIOTooManyBytesError {
-      throw Problem.bodyTooLarge
     }
     do {
       return try JSONText.decode(type, from: Array(buffer: bytes))

@@ -26,6 +26,7 @@ struct Routes: Sendable {
     let router = Router()
     router.add(middleware: ProblemReplies())
     router.add(middleware: HostCheck(address: address))
+    router.add(middleware: BodyCheck())
     router.get("/healthz") { request, _ in try await health(request) }
     router.get("/v1/status") { request, _ in
       _ = try await request.json(NoFields.self, absent: NoFields())

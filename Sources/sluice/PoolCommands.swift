@@ -160,7 +160,8 @@ package struct PoolScan: ParsableCommand {
 
 package struct PoolOpen: ParsableCommand {
   package static let configuration = CommandConfiguration(
-    commandName: "open", abstract: "Make the directory of a pool that its devices' labels describe.")
+    commandName: "open", abstract: "Make the directory of a pool that its devices' labels describe."
+  )
 
   @Argument(help: .init("The directory, which is made.", valueName: "dir"))
   package var directory: String

@@ -26,7 +26,7 @@ func addToPool(_ options: PoolAddOptions) throws {
     do {
       _ = try client.send(request)
       return
-    } catch let error as ClientError where error.isUnreachable {
+    } catch ControlClientError.notServed {
       // A socket that a killed daemon left behind.
     }
   }

@@ -112,7 +112,7 @@ private actor VolumeAdder {
         NewMember(path: request.path, size: request.size), directory: directory, count: count,
         first: label, force: request.force ?? false)
     } catch {
-      throw Problem(status: 409, detail: "\(error)")
+      throw Problem(.refused, "\(error)")
     }
     let index = DeviceIndex.volume(count)
     count += 1
@@ -123,7 +123,7 @@ private actor VolumeAdder {
     let reply = await withCheckedContinuation { done in
       mailbox.attach(added.file, as: index, then: change) { done.resume(returning: $0) }
     }
-    if case .failed(let error) = reply { throw Problem(status: 500, detail: error.description) }
+    if case .failed(let error) = reply { throw Problem(.unexpected, error.description) }
     return Volume(
       path: request.path, uuid: added.label.member.description, size: description.size)
   }

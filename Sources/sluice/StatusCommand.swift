@@ -39,7 +39,8 @@ struct StatusCommand: ParsableCommand {
           + "\(size(s.space.reserved)) reserved"
       ),
       (
-        "", "\(size(s.space.metadata)) metadata, \(size(s.space.freeing)) being freed, "
+        "",
+        "\(size(s.space.metadata)) metadata, \(size(s.space.freeing)) being freed, "
           + "\(size(s.space.held)) held"
       ),
       ("disks", "\(s.disks), with \(s.snapshots) snapshots"),

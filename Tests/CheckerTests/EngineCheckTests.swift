@@ -96,3 +96,25 @@ func whatTheEngineWritesIsCleanAlsoAfterPowerCuts(seed: UInt64) {
   _ = harness.control(.stop)
   _ = expectClean(harness, "seed \(seed), at the end")
 }
+
+@Test func aDeletedDiskOfManyExtentsLeavesTrueCounters() {
+  let harness = EngineHarness(seed: 5)
+  guard harness.start() else {
+    Issue.record("the engine does not start: \(harness.engine.failure ?? "it hangs")")
+    return
+  }
+  _ = harness.control(.create(name: "a", size: 1 << 28))
+  guard let disk = harness.open("a") else {
+    Issue.record("the disk can't be opened")
+    return
+  }
+  for i: UInt64 in 0..<2500 { harness.request(.write, disk, block: i * 3, blocks: 1) }
+  _ = harness.control(.flush)
+  harness.cutPower()
+  #expect(harness.start())
+  _ = harness.control(.delete(name: "a", withSnapshots: false, force: true))
+  for _ in 0..<3 { _ = harness.control(.flush) }
+  harness.cutPower()
+  guard expectClean(harness, "after the delete") else { return }
+  #expect(harness.check().counters.dataBlocks == 0)
+}

@@ -216,13 +216,37 @@ private func log(frames count: Int) -> LogBuilder {
   #expect(report.complaints[0].contains("frame 4 was durable"))
 }
 
-@Test func aLostEpochRecordIsToldByTheFramesOfItsEpoch() throws {
+@Test func aLostEpochRecordIsToldByTheFramesOfItsEpochAndRebuilt() throws {
   let log = log(frames: 4)
   log.begin(epoch: 2)
-  log.frame([Write(block: 9, stamp: 9)], durable: 4)
+  for s: UInt64 in 5...7 { log.frame([Write(block: s, stamp: s)], durable: s - 1) }
   log.device.flip((LogLayout.epochs + log.counter % 16) * 4096 + 50)
-  let (report, _) = try log.check()
-  #expect(report.complaints.contains { $0.contains("frames of epoch 2") })
+  var options = CheckOptions()
+  options.repair = true
+  for pass in [CheckOptions(), options] {
+    let (report, outcome) = try log.check(pass)
+    #expect(report.complaintCount == 1)
+    #expect(report.complaints.first?.contains("frames of epoch 2") == true)
+    #expect(try contents(outcome).map(\.block) == Array(1...7))
+  }
+  #expect(log.device.writes.count == 1)
+  let (after, _) = try log.check()
+  #expect(after.complaints == [] && after.counters.lastSequence == 7)
+}
+
+@Test func aLostEpochRecordIsRebuiltWhenTheCutLiesInItsEpoch() throws {
+  let log = log(frames: 4)
+  log.begin(epoch: 2)
+  for s: UInt64 in 5...7 { log.frame([Write(block: s, stamp: s)], durable: s - 1) }
+  log.cutHere()
+  log.frame([Write(block: 8, stamp: 8)], durable: 7)
+  log.device.flip((LogLayout.epochs + log.counter % 16) * 4096 + 50)
+  var options = CheckOptions()
+  options.repair = true
+  let (report, outcome) = try log.check(options)
+  #expect(report.complaintCount == 1 && report.repaired.count == 1)
+  #expect(try contents(outcome).map(\.block) == [8])
+  #expect(try log.check().report.complaints == [])
 }
 
 @Test func staleFramesOfAnEarlierLapAreNotReadAgain() throws {

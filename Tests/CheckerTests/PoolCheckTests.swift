@@ -109,6 +109,19 @@ private func expectOne(
   #expect(pool.check().outcome == .clean)
 }
 
+@Test func aVolumeThatWasAddedAndHasNoRootYetIsANote() {
+  let pool = PoolBuilder.sample()
+  pool.build()
+  pool.log.frame()
+  let device = MemoryDevice(blocks: 9000)
+  let label = DeviceLabel(
+    pool: pool.log.label.pool, member: UUIDBytes(high: 9, low: 2), role: .volume, volumeIndex: 2,
+    sizeInBlocks: 9000, created: 5, poolName: "test")
+  for copy: UInt64 in [0, 1] { device.put(block: copy) { label.encode(to: $0) } }
+  let report = Checker(log: pool.log.device, volumes: pool.volumes + [device]).run()
+  #expect(report.outcome == .clean && report.notes.count == 1)
+}
+
 @Test func aPoolWithoutAnyRootCanNotBeChecked() {
   let pool = PoolBuilder.sample()
   pool.build()

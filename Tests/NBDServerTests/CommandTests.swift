@@ -5,11 +5,13 @@ import Testing
 private typealias Command = NBD.Command
 private typealias Flag = NBD.CommandFlag
 
-extension Array {
-  fileprivate func rotated(by count: Int) -> [Element] { Array(self[count...] + self[..<count]) }
-}
-
 @Suite struct CommandTests {
+  /// Other bytes than the disk has, anywhere.
+  private static let otherBytes: [UInt8] = {
+    var bytes = Array(MemoryDisk.pattern[1000...])
+    bytes += MemoryDisk.pattern[..<1000]
+    return bytes
+  }()
   private func pattern(_ range: Range<Int>) -> [UInt8] { Array(MemoryDisk.pattern[range]) }
 
   private func patterned(structured: Bool = true, context: Bool = false) -> TestClient {
@@ -42,7 +44,7 @@ extension Array {
       let reply = client.read(length, at: UInt64(offset))
       #expect(reply.error == 0 && reply.isDone && reply.isStructured == structured)
       let data = reply.data(from: UInt64(offset), length: length)
-      let isRight = data == pattern(offset..<offset + length)
+      let isRight = isSame(data, pattern(offset..<offset + length))
       #expect(isRight)
       #expect(client.harness.provider.inUse == 0)
     }
@@ -55,12 +57,12 @@ extension Array {
   ])
   func `A write changes the bytes of its range and no others`(offset: Int, length: Int) {
     let client = patterned()
-    let data = MemoryDisk.pattern.rotated(by: 1000)[..<length]
-    let reply = client.write(Array(data), at: UInt64(offset))
+    let data = Array(Self.otherBytes[..<length])
+    let reply = client.write(data, at: UInt64(offset))
     #expect(reply == Reply(isDone: true))
     var expected = pattern(0..<4 << 20)
     expected.replaceSubrange(offset..<offset + length, with: data)
-    let isRight = client.harness.disk.content == expected
+    let isRight = isSame(client.harness.disk.content, expected)
     #expect(isRight)
     #expect(client.harness.provider.inUse == 0)
   }
@@ -98,10 +100,11 @@ extension Array {
 
   @Test func `32 MiB are read and written in one request`() {
     let client = TestClient(size: 33 << 20)
-    let data = Array((0..<8).map { MemoryDisk.pattern.rotated(by: $0) }.joined())
+    var data: [UInt8] = []
+    for _ in 0..<4 { data += MemoryDisk.pattern + Self.otherBytes }
     #expect(client.write(data, at: 4096).error == 0)
     let reply = client.read(32 << 20, at: 4096)
-    let isRight = reply.data(from: 4096, length: 32 << 20) == data
+    let isRight = isSame(reply.data(from: 4096, length: 32 << 20), data)
     #expect(isRight)
     #expect(client.harness.provider.highest <= NBDSession.defaultMemoryLimit)
   }
@@ -168,7 +171,7 @@ extension Array {
     client.post(Command.disconnect)
     #expect(!client.harness.isClosed)
     client.harness.disk.isHeld = false
-    let isRight = client.reply(read).chunks.first?.data == pattern(0..<4096)
+    let isRight = isSame(client.reply(read).chunks.first?.data, pattern(0..<4096))
     #expect(isRight)
     #expect(client.harness.isClosed && client.harness.session.canBeDestroyed)
     #expect(client.harness.catalog.closes == 1)

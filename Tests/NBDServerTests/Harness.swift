@@ -16,9 +16,13 @@ final class Harness {
   var output: [UInt8] = []
   /// The client does not read: nothing is sent.
   var isOutputHeld = false
-  /// Random splits of what is received and sent, and random order of completions, if given.
+  /// If given: random splits of what is received and sent, random order of completions, and
+  /// receives and sends that take a while.
   var random: SeededRandom?
   private var controlRequests: [ControlRequest] = []
+  /// A receive under way, and the entries of the vector of a send under way.
+  private var pendingReceive: UnsafeMutableRawBufferPointer?
+  private var pendingSend = 0
   var isControlHeld = false
   private(set) var isClosed = false
   private let vector = UnsafeMutableBufferPointer<iovec>.allocate(capacity: 64)
@@ -38,6 +42,12 @@ final class Harness {
     input += bytes
     run()
   }
+
+  /// As `send`, but the loop is the caller's to turn.
+  func enqueue(_ bytes: [UInt8]) { input += bytes }
+
+  /// The client shuts its side of the connection when all was received.
+  func endInputLater() { inputEnds = true }
 
   /// The client shuts its side of the connection.
   func endInput() {
@@ -77,13 +87,24 @@ final class Harness {
   func close() {
     if isClosed { return }
     isClosed = true
+    pendingReceive = nil
+    pendingSend = 0
     session.closed()
   }
 
+  /// Lets some time pass between the start and the end of a receive or a send.
+  private func isUnderWay() -> Bool { random != nil && random!.oneIn(2) }
+
   private func receive() -> Bool {
-    let space = session.receiveSpace()
+    if pendingReceive == nil {
+      let space = session.receiveSpace()
+      if space.count == 0 { return false }
+      pendingReceive = space
+    }
+    if isUnderWay() { return true }
+    guard let space = pendingReceive else { return false }
     let available = input.count - inputHead
-    if space.count == 0 { return false }
+    pendingReceive = nil
     if available == 0 {
       if inputEnds {
         inputEnds = false
@@ -93,8 +114,7 @@ final class Harness {
       session.received(0)
       return false
     }
-    var count = min(space.count, available)
-    if random != nil { count = split(count) }
+    let count = split(min(space.count, available))
     input.withUnsafeBytes { bytes in
       _ = memcpy(space.baseAddress!, bytes.baseAddress! + inputHead, count)
     }
@@ -153,18 +173,22 @@ final class Harness {
 
   private func transmit() -> Bool {
     if isOutputHeld { return false }
-    let room = random == nil ? vector.count : 1 + Int(random!.below(UInt64(vector.count)))
-    let used = session.fillSendVector(into: .init(rebasing: vector[..<room]))
-    if used == 0 { return false }
-    let total = vector[..<used].reduce(0) { $0 + $1.iov_len }
+    if pendingSend == 0 {
+      let room = random == nil ? vector.count : 1 + Int(random!.below(UInt64(vector.count)))
+      pendingSend = session.fillSendVector(into: .init(rebasing: vector[..<room]))
+      if pendingSend == 0 { return false }
+    }
+    if isUnderWay() { return true }
+    let total = vector[..<pendingSend].reduce(0) { $0 + $1.iov_len }
     precondition(total > 0, "an empty vector")
-    var left = split(total)
-    let count = left
-    for i in 0..<used where left > 0 {
+    let count = split(total)
+    var left = count
+    for i in 0..<pendingSend where left > 0 {
       let part = min(left, vector[i].iov_len)
       output += UnsafeRawBufferPointer(start: vector[i].iov_base, count: part)
       left -= part
     }
+    pendingSend = 0
     session.sent(count)
     return true
   }

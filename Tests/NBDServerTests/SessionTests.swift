@@ -11,7 +11,8 @@ private typealias Command = NBD.Command
 
   /// Whether a read gave the pattern at its offset; not the bytes, so that a failure stays legible.
   private func isPattern(_ reply: Reply?, _ offset: Int, _ length: Int) -> Bool {
-    reply?.data(from: UInt64(offset), length: length) == pattern(offset..<offset + length)
+    isSame(
+      reply?.data(from: UInt64(offset), length: length), pattern(offset..<offset + length))
   }
 
   private func patterned(
@@ -255,7 +256,7 @@ private typealias Command = NBD.Command
     #expect(UInt(bitPattern: space.baseAddress) % 4096 == 512 + 972)
     client.harness.send(Array(bytes[1000...]))
     #expect(client.reply(5) == Reply(isDone: true))
-    let isWritten = client.harness.disk.content[512..<512 + maximumPiece].elementsEqual(payload)
+    let isWritten = isSame(Array(client.harness.disk.content[512..<512 + maximumPiece]), payload)
     #expect(isWritten)
   }
 

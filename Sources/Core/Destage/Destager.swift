@@ -62,7 +62,7 @@ package final class Destager {
 
   package init(_ pool: Pool) {
     self.pool = pool
-    rootMemory = AlignedMemory(bytes: blockSize)
+    rootMemory = AlignedMemory(bytes: Int(VolumeLayout.rootCopies) * blockSize)
   }
 
   package var isIdle: Bool { phase == .idle }
@@ -83,7 +83,7 @@ package final class Destager {
   package var hasWork: Bool {
     pool.index.count > 0 || pool.catalog.pendingCount > 0 || pool.catalog.deletedObjects > 0
       || pool.space.releasedPending > 0
-      || pool.log.appliedSequence > pool.root.cutSequence
+      || pool.log.appliedDataSequence > pool.root.cutSequence
   }
 
   /// Starts a cycle with what counts now.
@@ -213,7 +213,7 @@ package final class Destager {
   }
 
   /// Loads the disk; false when the object does not exist any more.
-  private func isLive(_ disk: Disk) throws(SpaceWait) -> Bool {
+  private func isLive(_ disk: VirtualDisk) throws(SpaceWait) -> Bool {
     if disk.isDeleted { return false }
     if disk.isLoaded { return true }
     if try pool.catalog.record(of: disk.object) == nil { return false }
@@ -221,7 +221,7 @@ package final class Destager {
     return true
   }
 
-  private func gather(_ entry: IndexEntry, _ disk: Disk) throws(SpaceWait) {
+  private func gather(_ entry: IndexEntry, _ disk: VirtualDisk) throws(SpaceWait) {
     let map = disk.map!
     switch entry.kind {
     case .zero:
@@ -254,12 +254,12 @@ package final class Destager {
     }
   }
 
-  private func visit(_ disk: Disk) {
+  private func visit(_ disk: VirtualDisk) {
     if visited.last != disk.slot { visited.append(disk.slot) }
   }
 
   /// What the map lets go of: free if the disk owned it alone.
-  private func released(_ disk: Disk) -> (BlockAddress, Int, Instant) -> Void {
+  private func released(_ disk: VirtualDisk) -> (BlockAddress, Int, Instant) -> Void {
     { [pool] address, count, birth in
       disk.record!.usedBlocks -= UInt64(count)
       if birth > disk.map!.tree.branchInstant {
@@ -271,7 +271,7 @@ package final class Destager {
 
   /// A large write is home already: the map takes it over.
   private func mapLargeWrite(
-    _ entry: IndexEntry, _ disk: Disk, _ map: ExtentMap
+    _ entry: IndexEntry, _ disk: VirtualDisk, _ map: ExtentMap
   ) throws(SpaceWait) {
     var checksums = InlineArray<128, UInt32>(repeating: 0)
     checksums[0] = entry.checksum
@@ -294,7 +294,7 @@ package final class Destager {
   }
 
   private func assign(
-    _ disk: Disk, _ map: ExtentMap, _ block: BlockIndex, _ address: BlockAddress,
+    _ disk: VirtualDisk, _ map: ExtentMap, _ block: BlockIndex, _ address: BlockAddress,
     _ checksums: borrowing InlineArray<128, UInt32>, count: Int
   ) throws(SpaceWait) {
     let release = released(disk)
@@ -310,7 +310,7 @@ package final class Destager {
   }
 
   /// The map names the block's home: the entry has done its work.
-  private func forget(_ key: IndexKey, _ disk: Disk, ifSequence sequence: FrameSequence?) {
+  private func forget(_ key: IndexKey, _ disk: VirtualDisk, ifSequence sequence: FrameSequence?) {
     guard case .covered(let entry, _) = pool.index.lookup(key), entry.kind != .zero,
       sequence == nil || entry.sequence == sequence,
       pool.index.removeBlock(key, ifSequence: entry.sequence)
@@ -320,7 +320,7 @@ package final class Destager {
   }
 
   /// A new home for one block, out of the disk's run.
-  private func takeHome(_ disk: Disk) throws(SpaceWait) -> BlockAddress {
+  private func takeHome(_ disk: VirtualDisk) throws(SpaceWait) -> BlockAddress {
     if disk.run == nil {
       let near = disk.lastHome.map { $0 + 1 }
       guard
@@ -510,7 +510,7 @@ package final class Destager {
     return n
   }
 
-  private func map(_ count: Int, _ disk: Disk) throws(SpaceWait) {
+  private func map(_ count: Int, _ disk: VirtualDisk) throws(SpaceWait) {
     let first = batch.items[mapped]
     var checksums = InlineArray<128, UInt32>(repeating: 0)
     for i in 0..<count { checksums[i] = batch.items[mapped + i].checksum }
@@ -584,14 +584,15 @@ package final class Destager {
         )
       }
       guard let (object, tree, record) = deletedTree else { break }
-      let space = pool.space
-      var freed = 0
+      // Counted as it happens: what was freed before a wait stays freed.
       let isEmpty = try ExtentMap(tree: tree).pruneSome(maxLeaves: 64) { address, count, birth in
-        freed += count
-        if birth > record.branchInstant { space.noteReleased(address, count) }
+        deletedTree!.record.usedBlocks -= UInt64(count)
+        pool.catalog.freeingBlocks -= min(UInt64(count), pool.catalog.freeingBlocks)
+        if birth > record.branchInstant {
+          deletedTree!.record.exclusiveBlocks -= UInt64(count)
+          pool.space.noteReleased(address, count)
+        }
       }
-      deletedTree!.record.usedBlocks -= UInt64(freed)
-      pool.catalog.freeingBlocks -= UInt64(min(freed, Int(pool.catalog.freeingBlocks)))
       progress += 1
       if isEmpty {
         let left = deletedTree!.record.metadataBlocks
@@ -621,8 +622,11 @@ package final class Destager {
     try pool.catalog.update(object) {
       $0.map = tree.root
       $0.usedBlocks = record.usedBlocks
+      $0.exclusiveBlocks = record.exclusiveBlocks
       $0.metadataBlocks = nodes
     }
+    let freed = record.metadataBlocks - min(nodes, record.metadataBlocks)
+    pool.catalog.freeingBlocks -= min(freed, pool.catalog.freeingBlocks)
     deletedTree = nil
     phase = .commit
     return true
@@ -767,7 +771,9 @@ package final class Destager {
     root.deletedObjects = pool.catalog.deletedObjects
     root.written = wallClock
     rootToWrite = root
-    root.encode(to: rootMemory.base)
+    for copy in 0..<Int(VolumeLayout.rootCopies) {
+      root.encode(to: rootMemory.base + copy * blockSize)
+    }
     outstanding = pool.configuration.volumes.count
     for v in 0..<outstanding { issueRoot(v) }
   }
@@ -775,8 +781,8 @@ package final class Destager {
   private func issueRoot(_ v: Int) {
     let block = VolumeLayout.root(unit: rootToWrite.unit, checkpoint: rootToWrite.checkpoint)
     pool.ops.issue(
-      .writeDurable, .volume(v), offset: block << blockShift, length: UInt64(blockSize),
-      memory: rootMemory.base, owner: .rootWrite, index: v)
+      .writeDurable, .volume(v), offset: block << blockShift,
+      length: UInt64(rootMemory.count), memory: rootMemory.base, owner: .rootWrite, index: v)
   }
 
   package func rootWriteCompleted(_ v: Int, error: Int32) {

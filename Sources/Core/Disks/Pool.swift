@@ -75,11 +75,11 @@ package final class Pool {
       objects: Tree(store: store, kind: .objects, owner: TreeOwner.objects, root: root.objects),
       names: Tree(store: store, kind: .names, owner: TreeOwner.names, root: root.names),
       root: root)
-    space.attach(SpaceTreeStore(spaceTree))
+    space.attach(spaceTree)
   }
 
   /// Makes the disk's record and map available.
-  package func load(_ disk: Disk) throws(SpaceWait) {
+  package func load(_ disk: VirtualDisk) throws(SpaceWait) {
     guard !disk.isLoaded else { return }
     guard let live = try catalog.record(of: disk.object) else { throw .damaged(.none) }
     let stored = try catalog.treeRecord(of: disk.object)
@@ -92,14 +92,14 @@ package final class Pool {
 
   /// Puts an entry into the index and keeps the counts that hang on it.
   @inline(__always)
-  package func insert(_ entry: IndexEntry, disk: Disk) {
+  package func insert(_ entry: IndexEntry, disk: VirtualDisk) {
     let displaced = index.insert(entry)
     if entry.kind != .zero { disk.loggedBlocks += 1 }
     account(displaced, disk)
   }
 
   @inline(__always)
-  package func account(_ displaced: IndexDisplaced, _ disk: Disk) {
+  package func account(_ displaced: IndexDisplaced, _ disk: VirtualDisk) {
     disk.loggedBlocks -= displaced.blocks
     reservedBlocks -= displaced.reserved
     if displaced.blocks > 0 { paths.hit(.absorbedRewrite) }
@@ -108,14 +108,14 @@ package final class Pool {
   }
 
   /// Gives up what the disk holds of the log index.
-  package func dropLogged(_ disk: Disk) {
+  package func dropLogged(_ disk: VirtualDisk) {
     account(
       index.remove(
         from: IndexKey(slot: disk.slot, block: BlockIndex(0)), length: BlockIndex.limit), disk)
   }
 
   /// Forgets a disk that is idle: not connected, nothing logged, no request.
-  package func unloadIfIdle(_ disk: Disk) {
+  package func unloadIfIdle(_ disk: VirtualDisk) {
     guard disk.connections == 0, disk.requests == 0, disk.loggedBlocks == 0,
       disks[disk.slot] === disk,
       index.next(from: IndexKey(slot: disk.slot, block: BlockIndex(0)))?.key.slot != disk.slot

@@ -70,7 +70,7 @@ package final class Engine: BlockEngine {
   var statistics = EngineStatistics()
   var epochs: [Epoch] = []
   var epochCounter: UInt64 = 0
-  let epochMemory = AlignedMemory(bytes: blockSize)
+  let epochMemory = AlignedMemory(bytes: Int(LogLayout.epochCopies) * blockSize)
   var epochInFlight: Epoch?
   private var destagerAgain = false
   private var backingInFlight: [DeviceRange?] = []
@@ -146,7 +146,7 @@ package final class Engine: BlockEngine {
     if destagerAgain { return now }
     guard isReady, !isStopped else { return .max }
     var at = min(probeAt, destager.wakeup)
-    if pool.log.isOpen, pool.log.headerWatermark < pool.log.lastDataSequence {
+    if pool.log.isOpen, pool.log.lacksWatermark {
       at = min(at, lastWrite + Self.idleDelay)
     }
     if destager.isIdle, destager.hasWork { at = min(at, lastWrite + Self.idleDestageDelay) }
@@ -256,7 +256,7 @@ package final class Engine: BlockEngine {
   }
 
   /// The disk that a record is for; nil when it was deleted.
-  private func liveDisk(_ object: ObjectID) -> Disk? {
+  private func liveDisk(_ object: ObjectID) -> VirtualDisk? {
     let disk = pool.disks.findOrAdd(object)
     return disk.isDeleted ? nil : disk
   }
@@ -576,8 +576,7 @@ package final class Engine: BlockEngine {
   /// The empty frame that tells recovery that the last one was durable (R3).
   private func idle() {
     let log = pool.log
-    guard log.isOpen, !log.isBroken, log.isQuiet, !log.isSyncing,
-      log.headerWatermark < log.lastDataSequence, now >= lastWrite + Self.idleDelay || isStopping,
+    guard log.isOpen, !log.isBroken, log.isQuiet, !log.isSyncing, log.lacksWatermark, now >= lastWrite + Self.idleDelay || isStopping,
       log.hasRoom(table: 0, payload: 0)
     else { return }
     log.appendIdle()

@@ -370,7 +370,7 @@ extension Engine {
     let log = pool.log
     let isQuiet =
       activeWrites.isEmpty && log.isQuiet && pool.ops.inFlight == 0
-      && (log.headerWatermark >= log.lastDataSequence || !log.isOpen || log.isBroken)
+      && (!log.lacksWatermark || !log.isOpen || log.isBroken)
     guard isQuiet else { return nil }
     stopped()
     return .done

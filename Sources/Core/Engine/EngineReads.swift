@@ -49,7 +49,7 @@ extension Engine {
   }
 
   /// Nil when the request is within the rules.
-  private func checked(_ request: BlockRequest, _ disk: Disk) -> BlockStatus? {
+  private func checked(_ request: BlockRequest, _ disk: VirtualDisk) -> BlockStatus? {
     guard let record = disk.record, disk.isLoaded else { return .invalid }
     if isStopping, request.operation != .read { return .stopping }
     let isWrite =
@@ -68,7 +68,7 @@ extension Engine {
 
   // MARK: Resolving
 
-  func resolveRead(_ slot: Int32, _ disk: Disk) {
+  func resolveRead(_ slot: Int32, _ disk: VirtualDisk) {
     requests[slot].state = .reading
     let first = requests[slot].firstBlock
     let total = UInt64(requests[slot].blockCount)
@@ -139,7 +139,7 @@ extension Engine {
 
   /// Reads a run of blocks that nothing is logged for: hole, cache or home.
   private func readMapped(
-    _ slot: Int32, _ disk: Disk, _ block: BlockIndex, limit: Int,
+    _ slot: Int32, _ disk: VirtualDisk, _ block: BlockIndex, limit: Int,
     _ target: UnsafeMutableRawPointer
   ) throws(SpaceWait) -> Bool {
     switch try disk.map!.lookup(block, limit: limit) {
@@ -271,7 +271,7 @@ extension Engine {
   // MARK: Block status
 
   /// Describes the range from its start on, up to 256 runs; neighbours of one kind are joined.
-  private func resolveStatus(_ slot: Int32, _ disk: Disk) {
+  private func resolveStatus(_ slot: Int32, _ disk: VirtualDisk) {
     let request = requests[slot].request
     let items = request.memory!.assumingMemoryBound(to: ExtentStatus.self)
     var count = 0

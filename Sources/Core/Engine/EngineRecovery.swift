@@ -20,7 +20,7 @@ final class Recovery {
   var failedDevice = 0
   let roots: AlignedMemory
   let epochBlocks: AlignedMemory
-  let rootBlock = AlignedMemory(bytes: blockSize)
+  let rootMemory = AlignedMemory(bytes: Int(VolumeLayout.rootCopies) * blockSize)
   var newestRoots: [RootRecord?] = []
   var replay: LogReplay?
   var startedAt: UInt64 = 0
@@ -141,15 +141,20 @@ extension Engine {
     var newest: RootRecord?
     for v in 0..<pool.configuration.volumes.count {
       var own: RootRecord?
+      var copies: UInt64 = 0
       for i in 0..<Int(VolumeLayout.rootRing) {
         guard
           let root = RootRecord(
             decoding: recovery.rootBlock(v, i), pool: pool.configuration.pool,
             unit: pool.configuration.unit)
         else { continue }
-        if root.checkpoint > own?.checkpoint ?? 0 { own = root }
+        if root.checkpoint > own?.checkpoint ?? 0 {
+          own = root
+          copies = 0
+        }
+        if root.checkpoint == own?.checkpoint { copies += 1 }
       }
-      recovery.newestRoots.append(own)
+      recovery.newestRoots.append(copies == VolumeLayout.rootCopies ? own : nil)
       if let own {
         let isBetter =
           pool.fault == .olderRootAccepted
@@ -248,15 +253,17 @@ extension Engine {
   /// find an older one alone.
   private func completeRoots(_ recovery: Recovery) {
     recovery.stage = .completingRoots
-    pool.root.encode(to: recovery.rootBlock.base)
+    for copy in 0..<Int(VolumeLayout.rootCopies) {
+      pool.root.encode(to: recovery.rootMemory.base + copy * blockSize)
+    }
     let block = VolumeLayout.root(unit: pool.root.unit, checkpoint: pool.root.checkpoint)
     for v in 0..<pool.configuration.volumes.count
     where recovery.newestRoots[v]?.checkpoint != pool.root.checkpoint {
       pool.paths.hit(.rootCompleted)
       recovery.outstanding += 1
       pool.ops.issue(
-        .writeDurable, .volume(v), offset: block << blockShift, length: UInt64(blockSize),
-        memory: recovery.rootBlock.base, owner: .recovery, index: v + 1)
+        .writeDurable, .volume(v), offset: block << blockShift,
+        length: UInt64(recovery.rootMemory.count), memory: recovery.rootMemory.base, owner: .recovery, index: v + 1)
     }
   }
 
@@ -284,13 +291,15 @@ extension Engine {
       list.append(epoch)
     }
     epochCounter += 1
-    EpochRecord(tag: pool.log.geometry.tag, counter: epochCounter, epochs: list)
-      .encode(to: epochMemory.base)
+    let record = EpochRecord(tag: pool.log.geometry.tag, counter: epochCounter, epochs: list)
+    for copy in 0..<Int(LogLayout.epochCopies) {
+      record.encode(to: epochMemory.base + copy * blockSize)
+    }
     epochInFlight = epoch
     pendingEpochs = list
-    let block = LogLayout.epochs + epochCounter % LogLayout.epochRing
     pool.ops.issue(
-      .writeDurable, .log, offset: block << blockShift, length: UInt64(blockSize),
+      .writeDurable, .log, offset: LogLayout.epochRecord(epochCounter) << blockShift,
+      length: UInt64(epochMemory.count),
       memory: epochMemory.base, owner: .epochRecord, index: 0)
   }
 

@@ -10,7 +10,7 @@ extension Engine {
   /// Whole writes of this size and more go straight to their home.
   static let largeWrite = 128 * 1024
 
-  func beginWrite(_ slot: Int32, _ disk: Disk) {
+  func beginWrite(_ slot: Int32, _ disk: VirtualDisk) {
     requests[slot].isBlockWaiter = false
     if disk.isDeleted { return writeEnded(slot, .invalid) }
     if requests[slot].request.operation == .trim { trimInwards(slot) }
@@ -166,7 +166,7 @@ extension Engine {
 
   /// Sends a large write to a new home. False when it has zero blocks in it or there is no run for
   /// it: then it goes through the log.
-  private func beginLarge(_ slot: Int32, _ disk: Disk) -> Bool {
+  private func beginLarge(_ slot: Int32, _ disk: VirtualDisk) -> Bool {
     let count = requests[slot].blockCount
     let memory = requests[slot].request.memory!
     guard pool.log.isOpen, pool.space.available > count + pool.reservedBlocks + 4096 else {
@@ -249,14 +249,14 @@ extension Engine {
     case wait(SpaceWait)
   }
 
-  private func log(_ slot: Int32, _ disk: Disk) -> LogOutcome {
+  private func log(_ slot: Int32, _ disk: VirtualDisk) -> LogOutcome {
     if requests[slot].request.operation != .write { return logZero(slot, disk) }
     if !requests[slot].home.isNone { return logExtent(slot, disk) }
     return logData(slot, disk)
   }
 
   /// Puts the request on the list of the frame that its last record went into.
-  private func attach(_ slot: Int32, _ frame: LogWriter.Frame, _ disk: Disk?) {
+  private func attach(_ slot: Int32, _ frame: LogWriter.Frame, _ disk: VirtualDisk?) {
     requests[slot].state = .logged
     requests[slot].next = -1
     if frame.firstRequest < 0 {
@@ -277,7 +277,7 @@ extension Engine {
   /// Attaches a control job's request to the open frame.
   func attachJob(_ slot: Int32, _ frame: LogWriter.Frame) { attach(slot, frame, nil) }
 
-  private func logExtent(_ slot: Int32, _ disk: Disk) -> LogOutcome {
+  private func logExtent(_ slot: Int32, _ disk: VirtualDisk) -> LogOutcome {
     let count = requests[slot].blockCount
     guard pool.log.hasRoom(table: LogRecord.extentSize(count: count), payload: 0) else {
       return .full
@@ -306,7 +306,7 @@ extension Engine {
     return requests[slot].request.memory! + i * blockSize
   }
 
-  private func logData(_ slot: Int32, _ disk: Disk) -> LogOutcome {
+  private func logData(_ slot: Int32, _ disk: VirtualDisk) -> LogOutcome {
     let count = requests[slot].blockCount
     // Every block a record of its own is the worst case.
     guard pool.log.hasRoom(table: count * LogRecord.dataSize(count: 1), payload: count) else {
@@ -359,7 +359,7 @@ extension Engine {
     return .logged
   }
 
-  private func logZero(_ slot: Int32, _ disk: Disk) -> LogOutcome {
+  private func logZero(_ slot: Int32, _ disk: VirtualDisk) -> LogOutcome {
     var first = requests[slot].firstBlock
     var end = requests[slot].endBlock
     guard pool.log.hasRoom(table: 256, payload: 2) else { return .full }
@@ -396,7 +396,7 @@ extension Engine {
 
   /// Promises homes for the request's blocks. While space is ample that is a count; when it is
   /// scarce, the map is asked which blocks have a home already.
-  private func reserve(_ slot: Int32, _ disk: Disk, count: Int) throws(SpaceWait) {
+  private func reserve(_ slot: Int32, _ disk: VirtualDisk, count: Int) throws(SpaceWait) {
     let free = pool.space.available - pool.reservedBlocks
     if free >= count + Self.ampleBlocks {
       pool.reservedBlocks += count
@@ -415,7 +415,7 @@ extension Engine {
   /// Free blocks above which admission does not look at the map.
   private static let ampleBlocks = 2048
 
-  private func needsHome(_ disk: Disk, _ block: BlockIndex) throws(SpaceWait) -> Bool {
+  private func needsHome(_ disk: VirtualDisk, _ block: BlockIndex) throws(SpaceWait) -> Bool {
     if case .covered(let entry, _) = pool.index.lookup(IndexKey(slot: disk.slot, block: block)) {
       // Its promise, or its home, passes on to the new version.
       if entry.kind == .zero { return true }

@@ -9,7 +9,7 @@ final class Scrubber {
   var key: TreeKey?
   var targets: [NameTarget]
   var listed = false
-  var disk: Disk?
+  var disk: VirtualDisk?
   var block: UInt64 = 0
   var outstanding = 0
 
@@ -80,7 +80,7 @@ extension Engine {
   }
 
   /// True when the disk's last read has been issued.
-  private func scrubDisk(_ scrubber: Scrubber, _ disk: Disk) throws(SpaceWait) -> Bool {
+  private func scrubDisk(_ scrubber: Scrubber, _ disk: VirtualDisk) throws(SpaceWait) -> Bool {
     guard !disk.isDeleted, let size = disk.record?.size else { return true }
     let end = roundUp(size, to: 4096) >> blockShift
     while scrubber.block < end {
@@ -105,7 +105,7 @@ extension Engine {
     return true
   }
 
-  private func issueScrubRead(_ scrubber: Scrubber, _ disk: Disk, blocks: UInt64, buffer: Int) {
+  private func issueScrubRead(_ scrubber: Scrubber, _ disk: VirtualDisk, blocks: UInt64, buffer: Int) {
     let read = BlockRequest(
       operation: .read, disk: disk.handle, offset: scrubber.block << blockShift,
       length: blocks << blockShift, memory: scrubber.buffer(buffer), token: UInt64(buffer))

@@ -6,8 +6,8 @@
 //
 // The record holds the epochs that recovery still needs, oldest first: the epoch of the newest
 // checkpoint's cut and every later one. An epoch that wrote no frame is dropped when the next is
-// opened. Records are written in turn to a ring of 16 blocks; the valid one with the highest
-// counter counts.
+// opened. Records are written in turn to a ring of 16 blocks, each twice in neighbouring blocks; the
+// valid one with the highest counter counts.
 //
 // One block, little-endian:
 //

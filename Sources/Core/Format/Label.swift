@@ -132,16 +132,20 @@ package enum VolumeLayout {
   package static let labelCopy: UInt64 = 1
   /// 64 lease sectors, one writer each (for the cluster).
   package static let leases: UInt64 = 16
-  /// 64 root slots, one a unit; each is a ring of `rootRing` blocks.
+  /// 64 root slots, one a unit; each is a ring of `rootRing` blocks, which holds two generations
+  /// of the root, each twice (R20).
   package static let roots: UInt64 = 256
   package static let rootRing: UInt64 = 4
   package static let units: UInt64 = 64
   /// The label area; homes start behind it.
   package static let reserved: UInt64 = 512
 
-  /// The block of unit `unit`'s root for checkpoint `number`.
+  /// Copies of a root or of an epoch record, in neighbouring blocks.
+  package static let rootCopies: UInt64 = 2
+
+  /// The block of the first copy of unit `unit`'s root for checkpoint `number`.
   package static func root(unit: UInt64, checkpoint number: UInt64) -> UInt64 {
-    roots + unit * rootRing + number % rootRing
+    roots + unit * rootRing + number * rootCopies % rootRing
   }
 }
 
@@ -149,9 +153,15 @@ package enum VolumeLayout {
 package enum LogLayout {
   package static let label: UInt64 = 0
   package static let labelCopy: UInt64 = 1
-  /// Ring of epoch records.
+  /// Ring of epoch records, each written twice.
   package static let epochs: UInt64 = 16
   package static let epochRing: UInt64 = 16
+  package static let epochCopies: UInt64 = 2
+
+  /// The block of the first copy of the epoch record with this counter.
+  package static func epochRecord(_ counter: UInt64) -> UInt64 {
+    epochs + counter * epochCopies % epochRing
+  }
   /// Segments start here.
   package static let data: UInt64 = 256
   /// A segment is 1 MiB to 64 MiB.

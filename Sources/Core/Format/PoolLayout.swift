@@ -73,7 +73,9 @@ package struct PoolLayout {
     for v in volumes.indices {
       add(.volume(v), block: VolumeLayout.roots, count: VolumeLayout.units * VolumeLayout.rootRing) {
         let slot = VolumeLayout.root(unit: 0, checkpoint: 1) - VolumeLayout.roots
-        firstRoot.encode(to: $0 + Int(slot) * blockSize)
+        for copy in 0..<Int(VolumeLayout.rootCopies) {
+          firstRoot.encode(to: $0 + (Int(slot) + copy) * blockSize)
+        }
       }
     }
     for v in volumes.indices {

@@ -1,7 +1,7 @@
 // The root: the one block that a checkpoint switches to.
 //
-// Written to the unit's root ring on *every* volume, slot `checkpoint % 4`, after all that it
-// points to is durable (R18). At open the newest valid root of any volume counts, and is first
+// Written twice to the unit's root ring on *every* volume, at slots `checkpoint % 2 * 2` and the
+// next, after all that it points to is durable (R18). At open the newest valid root of any volume counts, and is first
 // written to the volumes that lack it; older ones are there for the case that the newest write
 // never finished, never for another (R19).
 //

@@ -107,18 +107,22 @@ package final class LogReplay {
 
   // MARK: Reading
 
-  /// Begins with the last block of every segment, where summaries end.
+  /// Begins with the last block of every segment, where summaries end, and the first, where frames
+  /// begin: whatever a valid header there names durable must have been found (R19).
   package func start() {
     guard !epochs.isEmpty else { return }
-    let memory = AlignedMemory(bytes: Int(geometry.segments) * blockSize)
+    let memory = AlignedMemory(bytes: 2 * Int(geometry.segments) * blockSize)
     lookahead = memory
     var list: [Read] = []
     for i in 0..<geometry.segments {
+      let start = geometry.start(ofSegment: firstSegment + i)
       let end = geometry.start(ofSegment: firstSegment + i + 1)
-      list.append(
-        Read(
-          offset: geometry.deviceOffset(end - UInt64(blockSize)), length: blockSize,
-          memory: memory.base + Int(i) * blockSize))
+      for (j, at) in [end - UInt64(blockSize), start].enumerated() {
+        list.append(
+          Read(
+            offset: geometry.deviceOffset(at), length: blockSize,
+            memory: memory.base + (2 * Int(i) + j) * blockSize))
+      }
     }
     issue(list)
   }
@@ -179,9 +183,15 @@ package final class LogReplay {
   private func takeSummaries(_ memory: AlignedMemory) {
     for i in 0..<geometry.segments {
       let segment = firstSegment + i
+      if let first = FrameHeader(
+        decoding: memory.base + (2 * Int(i) + 1) * blockSize, tag: geometry.tag,
+        maximumBlocks: geometry.segmentBlocks)
+      {
+        highestCheckpoint = max(highestCheckpoint, first.checkpoint)
+      }
       guard
         let header = FrameHeader(
-          decoding: memory.base + Int(i) * blockSize, tag: geometry.tag,
+          decoding: memory.base + 2 * Int(i) * blockSize, tag: geometry.tag,
           maximumBlocks: geometry.segmentBlocks),
         header.kind == .summary, header.sequence >= expected,
         header.position + UInt64(header.blocks) << blockShift
@@ -319,7 +329,7 @@ package final class LogReplay {
       header.position == position
     else { return nil }
     if header.flags & FrameHeader.bridge != 0 {
-      return header.sequence >= expected ? (header, p) : nil
+      return header.sequence + 1 >= expected ? (header, p) : nil
     }
     guard header.sequence == expected, header.chain == chain,
       crc32c(.init(start: p + FrameHeader.size, count: Int(header.tableLength)))

@@ -80,12 +80,16 @@ package final class LogWriter {
   package private(set) var durableSequence: FrameSequence
   package private(set) var writtenSequence: FrameSequence
   package private(set) var appliedSequence: FrameSequence
+  /// The last applied frame that was not empty.
+  package private(set) var appliedDataSequence: FrameSequence = 0
   package private(set) var appliedPosition: UInt64
   package private(set) var appliedChain: UInt32
   package private(set) var inFlight = 0
   package private(set) var isBroken = false
   package private(set) var isOpen = false
-  package private(set) var headerWatermark: FrameSequence = 0
+  /// What the newest header says is durable: a sequence and a checkpoint.
+  private var headerWatermark: FrameSequence = 0
+  private var headerCheckpoint: UInt64 = 0
   /// Frames written without durability and not yet covered by a flush.
   private var plainOutstanding = 0
   /// The last frame that was not empty.
@@ -124,6 +128,7 @@ package final class LogWriter {
     sequence: FrameSequence, position: UInt64, chain: UInt32, tailSegment: UInt64
   ) {
     appliedSequence = sequence
+    appliedDataSequence = sequence
     writtenSequence = sequence
     durableSequence = sequence
     appliedPosition = position
@@ -253,7 +258,11 @@ package final class LogWriter {
     frame.mustBeDurable = true
   }
 
-  package var hasOpenFrame: Bool { open != nil }
+  /// Whether an empty frame is due: the newest header does not yet say that the last data, or the
+  /// last checkpoint, is durable (R3, R19).
+  package var lacksWatermark: Bool {
+    headerWatermark < lastDataSequence || headerCheckpoint < checkpoint
+  }
   package var isQuiet: Bool { open == nil && line.isEmpty }
 
   // MARK: Writing
@@ -282,6 +291,7 @@ package final class LogWriter {
     header.wallClock = wallClock
     header.instant = state.instant
     headerWatermark = durableSequence
+    headerCheckpoint = checkpoint
     sendFrame(frame, &header, front: front)
   }
 
@@ -413,6 +423,7 @@ package final class LogWriter {
     let index = line.pop()
     invariant(index == frame.index, "frames are applied out of order")
     appliedSequence = frame.sequence
+    if frame.records > 0 { appliedDataSequence = frame.sequence }
     appliedPosition = frame.nextPosition
     appliedChain = frame.headerChecksum
     frame.state = .free

@@ -23,7 +23,7 @@
 // Files: SpaceMap (figures, opening, loading), SpaceTransitions (states of blocks), SpaceAllocate
 // (choosing runs), SpaceNodes (metadata nodes), SpaceCommit (checkpoint, punch), Backing.
 
-package final class SpaceMap: NodeAllocator {
+package final class SpaceMap {
   /// Limits and tunables, fixed at start.
   package struct Configuration: Sendable {
     /// The unit whose groups are handed out.

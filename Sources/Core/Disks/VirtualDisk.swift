@@ -1,6 +1,6 @@
 /// A disk in memory: one that is connected, or has something in the log. The catalog has it in
 /// full; this is the part that requests need.
-package final class Disk {
+package final class VirtualDisk {
   package let slot: UInt32
   package let object: ObjectID
   /// Raised when the slot's handles must no longer work (delete, forced shrink, another disk).

@@ -1,0 +1,94 @@
+import ControlAPI
+import ControlServer
+import Core
+import Testing
+
+@Suite("JSON of the API")
+struct MessageTests {
+  private func disk(comment: String, origin: String?, readOnly: Bool) -> Disk {
+    Disk(
+      name: "a/b%20c", id: "0100000000000010", size: 1 << 50, used: .max, exclusive: 0,
+      origin: origin, created: "2026-03-01T12:00:00Z", snapshots: 3, connections: 2,
+      generation: 7, readOnly: readOnly, durability: .flush, comment: comment)
+  }
+
+  @Test(
+    "A disk written by hand is the disk that the encoder writes",
+    arguments: [
+      "", "plain", "\"\\/\u{8}\u{c}\n\r\t\u{0}\u{1f}\u{7f}", "é 漢 🦆 \u{2028}",
+      String(repeating: "x", count: 512),
+    ])
+  func appendedDisk(comment: String) throws {
+    for (origin, readOnly) in [(nil, true), ("gold@1", false)] {
+      let disk = disk(comment: comment, origin: origin, readOnly: readOnly)
+      var bytes: [UInt8] = []
+      disk.appendJSON(to: &bytes)
+      #expect(try JSONText.decode(Disk.self, from: bytes) == disk)
+      if !comment.contains("\"") {
+        #expect(try JSONText.encode(disk) == bytes)
+      }
+    }
+  }
+
+  @Test("A disk has the promised keys, and a null for no origin")
+  func diskKeys() throws {
+    let bytes = try JSONText.encode(disk(comment: "", origin: nil, readOnly: false))
+    let text = String(decoding: bytes, as: UTF8.self)
+    for key in [
+      "name", "id", "size", "used", "exclusive", "created", "snapshots", "connections",
+      "generation", "read_only", "durability",
+    ] { #expect(text.contains("\"\(key)\":")) }
+    #expect(text.contains("\"origin\":null"))
+  }
+
+  @Test(
+    "A body with an unknown, missing, null or mistyped field is refused by its name",
+    arguments: [
+      (#"{"name":"a","size":512,"sise":1}"#, "“sise”"), (#"{"name":"a"}"#, "“size”"),
+      (#"{"name":"a","size":"64G"}"#, "“size”"), (#"{"name":"a","size":-1}"#, ""),
+      (#"{"name":null,"size":1}"#, "“name”"), (#"[]"#, "top level"),
+      (#"{"name":"a","size":1.5}"#, ""),
+      (#"{"#, "not valid JSON"), ("", "not valid JSON"), ("\u{0}", "not valid JSON"),
+    ])
+  func refusedBodies(text: String, named: String) throws {
+    let error = #expect(throws: (any Error).self) {
+      try JSONText.decode(CreateDisk.self, from: Array(text.utf8))
+    }
+    let reason = JSONText.reason(try #require(error))
+    #expect(named.isEmpty || reason.contains(named), "\(reason)")
+  }
+
+  @Test("Deeply nested JSON is an error, not a crash")
+  func nestedBodies() {
+    let text = String(repeating: "[", count: 500_000)
+    #expect(throws: (any Error).self) {
+      try JSONText.decode(CreateDisk.self, from: Array(text.utf8))
+    }
+  }
+
+  @Test("A problem keeps its kind through JSON, and no two kinds share a type")
+  func problems() throws {
+    var types: Set<String> = []
+    for kind in Problem.Kind.allCases {
+      let problem = Problem(kind, "a sentence")
+      #expect(types.insert(problem.type).inserted)
+      let back = try JSONText.decode(Problem.self, from: try JSONText.encode(problem))
+      #expect(back == problem)
+      #expect(back.kind == kind)
+    }
+  }
+
+  @Test(
+    "Every error of the engine is a problem with its own sentence and a status of the right class",
+    arguments: [
+      (.noSuchDisk("a"), 404), (.alreadyExists("a"), 409), (.inUse("a", connections: 1), 409),
+      (.hasSnapshots("a", count: 2), 409), (.wouldShrink("a"), 409), (.badName("n"), 400),
+      (.badSize("s"), 400), (.noSpace, 507), (.suspended, 503), (.stopping, 503),
+      (.ioError("x"), 500),
+    ] as [(ControlError, Int)])
+  func engineErrors(error: ControlError, status: Int) {
+    let problem = Problem(error)
+    #expect(problem.status == status)
+    #expect(problem.detail == error.description)
+  }
+}
