@@ -155,11 +155,19 @@ package final class Listener: Sendable {
     }
   }
 
-  /// What a new connection needs: small messages leave at once on TCP.
+  /// Bytes that the system may hold for a UNIX socket's peer: with its default of 208 KiB a reply of
+  /// 1 MiB takes several turns. TCP finds its own size.
+  private static let sendBuffer: Int32 = 512 << 10
+
+  /// What a new connection needs: room for replies, and on TCP that small messages leave at once.
   package func prepare(connection: Int32) {
-    guard isTCP else { return }
-    var on: Int32 = 1
-    setsockopt(connection, Int32(IPPROTO_TCP), TCP_NODELAY, &on, 4)
-    setsockopt(connection, SOL_SOCKET, SO_KEEPALIVE, &on, 4)
+    if isTCP {
+      var on: Int32 = 1
+      setsockopt(connection, Int32(IPPROTO_TCP), TCP_NODELAY, &on, 4)
+      setsockopt(connection, SOL_SOCKET, SO_KEEPALIVE, &on, 4)
+    } else {
+      var size = Self.sendBuffer
+      setsockopt(connection, SOL_SOCKET, SO_SNDBUF, &size, 4)
+    }
   }
 }
