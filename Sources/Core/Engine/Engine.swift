@@ -143,7 +143,7 @@ package final class Engine: BlockEngine {
   package func nextControlReply() -> (token: UInt64, reply: ControlReply)? { replies.pop() }
 
   package var wakeup: UInt64 {
-    if destagerAgain { return now }
+    if destagerAgain || loadEnded { return now }
     guard isReady, !isStopped else { return .max }
     var at = min(probeAt, destager.wakeup)
     if pool.log.isOpen, pool.log.lacksWatermark {
