@@ -317,8 +317,16 @@ package final class BlockCache {
     let m = meta[Int(slot)]
     let isSmall = m.queue == .small
     var list = isSmall ? small : main
-    if m.previous != Self.none { meta[Int(m.previous)].next = m.next } else { list.head = m.next }
-    if m.next != Self.none { meta[Int(m.next)].previous = m.previous } else { list.tail = m.previous }
+    if m.previous != Self.none {
+      meta[Int(m.previous)].next = m.next
+    } else {
+      list.head = m.next
+    }
+    if m.next != Self.none {
+      meta[Int(m.next)].previous = m.previous
+    } else {
+      list.tail = m.previous
+    }
     list.count -= 1
     if isSmall { small = list } else { main = list }
   }
