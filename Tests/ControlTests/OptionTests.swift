@@ -1,7 +1,7 @@
 import ArgumentParser
+import Commands
 import ControlAPI
 import Testing
-import sluice
 
 @Suite("Options of serve, pool and check")
 struct OptionTests {
