@@ -62,12 +62,17 @@ let package = Package(
     .target(name: "Checker", dependencies: ["Core"], swiftSettings: settings),
     // Simulated devices, clock, faults and the model; the same engine.
     .target(name: "Simulation", dependencies: ["Core", "Checker"], swiftSettings: settings),
-    .executableTarget(
-      name: "sluice",
+    // The command line and the daemon: wires modules. A library of its own, because what tests
+    // depend on must not be linked self-contained.
+    .target(
+      name: "Commands",
       dependencies: [
         "Core", "DeviceIO", "Daemon", "ControlAPI", "ControlServer", "Checker",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
-      ], swiftSettings: settings, linkerSettings: selfContained),
+      ], swiftSettings: settings),
+    .executableTarget(
+      name: "sluice", dependencies: ["Commands"], swiftSettings: settings,
+      linkerSettings: selfContained),
     .executableTarget(
       name: "sluice-sim",
       dependencies: [
@@ -84,7 +89,7 @@ let package = Package(
     .testTarget(
       name: "ControlTests",
       dependencies: [
-        "Core", "ControlAPI", "ControlServer", "sluice",
+        "Core", "ControlAPI", "ControlServer", "Commands",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: settings),
   ]

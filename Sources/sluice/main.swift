@@ -1,3 +1,4 @@
+import Commands
 import Glibc
 
 exit(runSluice(Array(CommandLine.arguments.dropFirst())))

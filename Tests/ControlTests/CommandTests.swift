@@ -27,13 +27,13 @@ func runProgram(
     posix_spawn_file_actions_addopen(
       &actions, descriptor, "\(scratch)/\(name)", O_CREAT | O_TRUNC | O_WRONLY, 0o600)
   }
-  var pipe: [Int32] = [-1, -1]
+  var ends: [Int32] = [-1, -1]
   if !isRead {
-    pipe2(&pipe, Int32(O_CLOEXEC))
-    close(pipe[0])
-    posix_spawn_file_actions_adddup2(&actions, pipe[1], STDOUT_FILENO)
+    guard pipe(&ends) == 0 else { throw TestFailure(what: "pipe") }
+    close(ends[0])
+    posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO)
   }
-  defer { if !isRead { close(pipe[1]) } }
+  defer { if !isRead { close(ends[1]) } }
   var argv = ([String(program)] + arguments).map { strdup($0) } + [nil]
   var envp = environment.map { strdup($0) } + [nil]
   defer { for text in argv + envp { free(text) } }
@@ -73,7 +73,7 @@ struct CommandTests {
 
   @Test("A disk goes through its life")
   func lifeOfADisk() async throws {
-    try await withDaemon { server, run in
+    try await withDaemon { server, run throws in
       let created = try run("disk", "create", "vm/root", "--size", "64G", "--json")
       #expect(created.code == 0 && created.err.isEmpty)
       let disk = try JSONText.decode(Disk.self, from: Array(created.out.utf8))
@@ -94,7 +94,7 @@ struct CommandTests {
 
   @Test("A size is rounded up to whole sectors, with a notice")
   func rounding() async throws {
-    try await withDaemon { server, run in
+    try await withDaemon { server, run throws in
       let result = try run("disk", "create", "a", "--size", "1000")
       #expect(result.code == 0 && result.out.isEmpty && result.err.contains("1024 bytes"))
       #expect(server.engine.state.withLock { $0.disks["a"]?.size } == 1024)
@@ -103,7 +103,7 @@ struct CommandTests {
 
   @Test("The daemon's refusal is one sentence on standard error and exit code 1")
   func refusal() async throws {
-    try await withDaemon { server, run in
+    try await withDaemon { server, run throws in
       server.engine.state.withLock { $0.refusal = .hasSnapshots("a", count: 2) }
       let result = try run("disk", "delete", "a")
       let sentence = ControlError.hasSnapshots("a", count: 2).description
@@ -113,7 +113,7 @@ struct CommandTests {
 
   @Test("Status shows the pool, and as JSON the promised keys")
   func status() async throws {
-    try await withDaemon { server, run in
+    try await withDaemon { server, run throws in
       #expect(try run("status").out.contains("online"))
       let json = try run("status", "--json")
       let status = try JSONText.decode(Status.self, from: Array(json.out.utf8))
@@ -123,7 +123,7 @@ struct CommandTests {
 
   @Test("Scrub exits with 0 when clean, 2 with damage, 1 when it could not run; flush with 0")
   func scrub() async throws {
-    try await withDaemon { server, run in
+    try await withDaemon { server, run throws in
       #expect(try run("flush").code == 0)
       #expect(server.engine.state.withLock(\.flushes) == 1)
       #expect(try run("scrub").code == 0)
@@ -140,7 +140,7 @@ struct CommandTests {
 
   @Test("The list of 100,000 disks is complete as a table and as JSON")
   func longList() async throws {
-    try await withDaemon(FakeEngine(diskCount: 100_000)) { server, run in
+    try await withDaemon(FakeEngine(diskCount: 100_000)) { server, run throws in
       #expect(try run("disk", "list").out.utf8.count { $0 == 10 } == 100_001)
       // One line a disk, one with each bracket.
       #expect(try run("disk", "list", "--json").out.utf8.count { $0 == 10 } == 100_002)
@@ -191,7 +191,7 @@ struct CommandTests {
 
   @Test("The daemon is found by the environment, and options come before it")
   func environment() async throws {
-    try await TestServer.run { server in
+    try await TestServer.run { server throws in
       func status(_ arguments: [String], _ environment: [String]) throws -> Int32 {
         try runProgram(["status"] + arguments, environment: environment, scratch: server.directory)
           .code
