@@ -223,23 +223,22 @@ extension Engine {
   func admitWaiting() {
     while !admission.isEmpty {
       guard mayAdmit, pool.log.isOpen, !pool.log.isBroken else { return }
-      let slot = admission.first
+      // Off the list first: what is logged goes on its frame's list, by the same link.
+      guard let slot = admission.removeFirst(requests) else { return }
       guard let disk = pool.disks[requests[slot].request.disk.slot], !disk.isDeleted else {
-        _ = admission.removeFirst(requests)
         writeEnded(slot, .invalid)
         continue
       }
       switch log(slot, disk) {
-      case .logged: _ = admission.removeFirst(requests)
+      case .logged: break
       case .full:
+        admission.prepend(slot, &requests)
         pool.log.seal(wallClock: wallClock)
         if !pool.log.hasRoom(table: 4096, payload: 66) {
           if pool.log.freeSegments <= 1 { pool.paths.hit(.logFull) }
           return
         }
-      case .wait(let wait):
-        _ = admission.removeFirst(requests)
-        awaitSpace(slot, wait)
+      case .wait(let wait): awaitSpace(slot, wait)
       }
     }
   }
