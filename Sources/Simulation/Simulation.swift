@@ -69,6 +69,8 @@ package final class Simulation {
   var damage = Damage()
   var activeFaults: [ActiveFault] = []
   var crashCountdown: UInt64?
+  /// The verification after the next restart is to be interrupted.
+  var crashesInVerification = false
   var crashKind = CrashKind.powerCut
   var nextCrashAt: UInt64 = .max
   var crashesLeft: UInt64 = 0
@@ -194,6 +196,7 @@ package final class Simulation {
       watchCompletion(op, slot: slot, error: completion.error)
       engine?.complete(completion)
     case .landed: harness[.landedAfterKill] += 1
+    case .goesOn(let time): queue.add(.device(slot), at: time)
     case .hangs: break
     }
   }
