@@ -231,8 +231,7 @@ extension Simulation {
     let device = DeviceIndex.volume(pool.volumeCount)
     administrator.spareUsed += 1
     pool.volumeCount += 1
-    let uuid = UUIDBytes(random: &adminRandom)
-    system.label(pool, device, uuid)
+    let uuid = system.label(pool, device)
     harness[.volumeAdded] += 1
     administer(
       .addVolume(

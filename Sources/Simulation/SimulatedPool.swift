@@ -14,8 +14,6 @@ package struct PoolPlan: Sendable {
   package var volumes: [DevicePlan]
   /// Volumes that may be added while the pool is served; their devices exist from the start.
   package var spareVolumes: [DevicePlan] = []
-  /// The length of a log segment in bytes: small, so that summaries are met.
-  package var segmentBytes: UInt64 = 1 << 20
   package var cacheBytes = 16 << 20
   /// Of disks that are created without saying so.
   package var durability = Durability.always

@@ -289,7 +289,7 @@ extension SimulatedPool {
     let members = volumes.map {
       "\($0.plan.size >> 20)M\($0.plan.isSparseFile ? " sparse" : "")"
     }.joined(separator: ", ")
-    return "log \(plan.log.size >> 20)M, segments \(plan.segmentBytes >> 10)K, volumes \(members), "
+    return "log \(plan.log.size >> 20)M, volumes \(members), "
       + "cache \(plan.cacheBytes >> 20)M, durability \(plan.durability)"
   }
 }
