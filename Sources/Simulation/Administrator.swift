@@ -134,7 +134,7 @@ extension Simulation {
     case .rename:
       guard let new = freeName() else { return }
       change(disk, .rename(to: new), .rename(name: disk.name, to: new))
-    case .grow: resize(disk, to: disk.size + randomSize() / 4)
+    case .grow: resize(disk, to: disk.size + randomSize() / 4 / 512 * 512)
     case .shrink: resize(disk, to: shrunk(disk))
     case .set: setAttributes(disk)
     case .setReadOnly:
