@@ -134,7 +134,7 @@ extension Simulation {
     case .rename:
       guard let new = freeName() else { return }
       change(disk, .rename(to: new), .rename(name: disk.name, to: new))
-    case .grow: resize(disk, to: disk.size + randomSize() / 4)
+    case .grow: resize(disk, to: disk.size + randomSize() / 4 / 512 * 512)
     case .shrink: resize(disk, to: shrunk(disk))
     case .set: setAttributes(disk)
     case .setReadOnly:
@@ -231,8 +231,7 @@ extension Simulation {
     let device = DeviceIndex.volume(pool.volumeCount)
     administrator.spareUsed += 1
     pool.volumeCount += 1
-    let uuid = UUIDBytes(random: &adminRandom)
-    system.label(pool, device, uuid)
+    let uuid = system.label(pool, device)
     harness[.volumeAdded] += 1
     administer(
       .addVolume(

@@ -54,8 +54,9 @@ extension Simulation {
     if disk.readOnly && !disk.readOnlyChanged {
       throw Violation("a read-only disk was written: \(request.describe)")
     }
-    table.end(request.version!, .acknowledged)
-    disk.model.acknowledge(request.version!, table)
+    guard let version = request.version else { return }
+    table.end(version, .acknowledged)
+    disk.model.acknowledge(version, table)
     if request.flags.contains(.forceUnitAccess) && profile.flipTailOneIn == 0 {
       table.raiseDurable(to: request.asked)
     }

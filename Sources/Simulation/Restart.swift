@@ -46,6 +46,7 @@ extension Simulation {
       crashKind = crashRandom.oneIn(2) ? .powerCut : .kill
       crashCountdown = 1 + crashRandom.below(crashRandom.pick([4, 30, 200]))
     }
+    crashesInVerification = mayCrash && crashRandom.oneIn(12)
     wakeSoon()
   }
 
@@ -73,6 +74,10 @@ extension Simulation {
     verification = Verification()
     verification.disks = catalog.present
     phase = .verifying
+    if crashesInVerification && crashCountdown == nil {
+      crashKind = crashRandom.oneIn(2) ? .powerCut : .kill
+      crashCountdown = 2 + crashRandom.below(30)
+    }
   }
 
   // MARK: Verification

@@ -69,6 +69,8 @@ package final class Simulation {
   var damage = Damage()
   var activeFaults: [ActiveFault] = []
   var crashCountdown: UInt64?
+  /// The verification after the next restart is to be interrupted.
+  var crashesInVerification = false
   var crashKind = CrashKind.powerCut
   var nextCrashAt: UInt64 = .max
   var crashesLeft: UInt64 = 0
@@ -194,6 +196,7 @@ package final class Simulation {
       watchCompletion(op, slot: slot, error: completion.error)
       engine?.complete(completion)
     case .landed: harness[.landedAfterKill] += 1
+    case .goesOn(let time): queue.add(.device(slot), at: time)
     case .hangs: break
     }
   }
@@ -286,7 +289,7 @@ extension SimulatedPool {
     let members = volumes.map {
       "\($0.plan.size >> 20)M\($0.plan.isSparseFile ? " sparse" : "")"
     }.joined(separator: ", ")
-    return "log \(plan.log.size >> 20)M, segments \(plan.segmentBytes >> 10)K, volumes \(members), "
+    return "log \(plan.log.size >> 20)M, volumes \(members), "
       + "cache \(plan.cacheBytes >> 20)M, durability \(plan.durability)"
   }
 }

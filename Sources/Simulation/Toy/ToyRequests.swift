@@ -170,6 +170,9 @@ extension ToyEngine {
         reply(token, find(name).map { .failed(.inUse(name, connections: $0.info.connections)) }
           ?? .failed(.noSuchDisk(name)))
       }
+    case .stop:
+      if flushBeforeStop(token) { return true }
+      reply(token, answer(request))
     default: reply(token, answer(request))
     }
     return true
@@ -302,13 +305,15 @@ extension SimulatedSystem {
 
 extension Profile {
   /// A kind of run that the toy engine can serve: no device errors, and a volume without an end.
-  package static func forToy(durability: Durability = .always) -> Profile {
-    var profile = Profile(name: "toy-\(durability)")
+  package static func forToy(
+    durability: [(Durability, UInt64)] = [(.always, 1), (.flush, 1)]
+  ) -> Profile {
+    var profile = Profile(name: "toy")
     profile.volumeMiB = 2048...2048
     profile.volumes = 1...1
     profile.spareVolumes = 0
     profile.sparseOneIn = 1
-    profile.durability = [Weighted(durability, 1)]
+    profile.durability = durability.map { Weighted($0, $1) }
     return profile
   }
 }
