@@ -218,7 +218,7 @@ extension Simulation {
   /// What a trim changes: the whole blocks in its range; the edges stay as they are.
   private func wholeBlocks(_ range: Range<UInt64>, _ disk: ModelDisk) -> Range<UInt64> {
     let first = (range.lowerBound + 7) / 8 * 8
-    let isEnd = range.upperBound == disk.sectors && disk.pending == nil
+    let isEnd = range.upperBound == disk.sectors && !disk.isBeingResized
     let end = isEnd ? range.upperBound : range.upperBound / 8 * 8
     return first < end ? first..<end : 0..<0
   }
@@ -229,6 +229,7 @@ extension Simulation {
     request.submittedAt = queue.now
     request.submittedInTrouble = isInTrouble
     if case .client(let i) = request.purpose { clients[i].outstanding += 1 }
+    if request.isRead { request.disk.model.readBegan(request.asked) }
     let slot = requests.take(request)
     if request.operation == .write, let version = request.version {
       let start = requests.memory(slot) + Int(request.offset % UInt64(blockSize))

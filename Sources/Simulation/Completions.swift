@@ -18,6 +18,7 @@ extension Simulation {
     case .invalid: try refusedInvalid(request)
     case .stopping: try refusedStopping(request)
     }
+    if request.isRead { request.disk.model.readEnded(request.asked) }
     requests.give(slot)
     // An engine that reads from memory does no device operations that a crash could wait for.
     if phase == .verifying, let left = crashCountdown, left > 1 { crashCountdown = left - 1 }
@@ -106,7 +107,8 @@ extension Simulation {
       }
       let unit = UInt64(sectorSize)
       let sectors = ((at + unit - 1) / unit)..<((at + item.length) / unit)
-      if item.isHole, let data = request.disk.model.sectorWithData(sectors, table) {
+      if item.isHole, let data = request.disk.model.sectorWithData(
+        sectors, asked: request.asked, table) {
         throw Violation("sector \(data) is reported as a hole but holds data: \(request.describe)")
       }
       at += item.length

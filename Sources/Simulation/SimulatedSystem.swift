@@ -51,7 +51,7 @@ package enum HarnessPath: Int, CaseIterable, Sendable {
   case decidedWrite, landedAfterKill, lockWaited
   case readError, writeError, flushError, spaceError, absence
   case flippedData, flippedMetadata, flippedLog, flippedTail
-  case ackedRead, ackedWrite, refusedRequest, eioExcused, noSpaceSeen
+  case ackedRead, ackedWrite, refusedRequest, eioExcused, noSpaceSeen, gaveUp
   case diskCreated, diskDeleted, diskRenamed, diskResized, volumeAdded, waitedForSlot
 }
 

@@ -63,7 +63,7 @@ extension ToyEngine {
   }
 
   private func isStrong(_ request: BlockRequest, _ disk: Disk) -> Bool {
-    disk.info.durability == .always || request.flags.contains(.forceUnitAccess)
+    (disk.info.durability == .always && durability == .always) || request.flags.contains(.forceUnitAccess)
   }
 
   private func write(_ request: BlockRequest, _ disk: Disk) -> Bool {
@@ -189,7 +189,7 @@ extension ToyEngine {
     let info = DiskInfo(
       name: name, id: ObjectID(nextID), size: size, used: 0, exclusive: 0, origin: nil,
       created: 0, snapshots: 0, connections: 0, generation: 1, readOnly: false,
-      durability: durability, comment: "")
+      durability: .always, comment: "")
     enter(.control(request, token: token), isStrong: true)
     addDisk(info)
   }
