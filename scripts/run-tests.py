@@ -137,7 +137,8 @@ def stages():
 def main():
     sys.stdout.reconfigure(errors="replace")
     # However this ends, the stages are told and clean up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     wanted = sys.argv[1:]
     known = stages()
     names = [stage.name for stage in known]
