@@ -92,15 +92,18 @@ def run_logged(command, output, environment, quiet):
 
 
 def show_end(log):
-    for line in log.read_text(errors="replace").splitlines()[-60:]:
+    """What went wrong in a quiet stage: the lines that say so, and the last ones."""
+    lines = log.read_text(errors="replace").splitlines()
+    telling = [line for line in lines[:-30] if "\u2718" in line or "error:" in line]
+    for line in telling[:60] + lines[-30:]:
         print("   " + line)
 
 
 def count_swift(log, _):
     """Counts Swift Testing's own lines, one for each test (and one for each suite, left out)."""
     text = log.read_text(errors="replace")
-    passed = len(re.findall(r"^\S+ Test (?!run |case )\S.* passed after ", text, re.M))
-    failed = len(re.findall(r"^\S+ Test (?!run |case )\S.* failed after ", text, re.M))
+    passed = len(re.findall(r"^\S+ Test (?!run with |case passing )\S.* passed after ", text, re.M))
+    failed = len(re.findall(r"^\S+ Test (?!run with |case passing )\S.* failed after ", text, re.M))
     return passed, failed
 
 

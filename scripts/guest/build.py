@@ -75,12 +75,22 @@ def current_stamp():
 # Kernel
 
 
+def kernel_packages():
+    """The package that Debian's name for its newest kernel stands for, in a list; empty if none."""
+    done = subprocess.run(["apt-cache", "depends", "--important", KERNEL], text=True,
+                          capture_output=True)
+    return [line.split()[-1] for line in done.stdout.splitlines()
+            if "Depends: linux-image" in line]
+
+
 def unpack_kernel(work):
     """Downloads and unpacks the kernel package; returns (its tree, its version)."""
-    depends = run("apt-cache", "depends", "--important", KERNEL)
-    names = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image" in line]
+    names = kernel_packages()
     if not names:
-        sys.exit(f"guest image: apt knows no {KERNEL}; run `apt-get update`")
+        as_root("apt-get", "-q", "update")
+        names = kernel_packages()
+    if not names:
+        sys.exit(f"guest image: apt knows no {KERNEL}; does it know Debian {SUITE}?")
     run("apt-get", "-q", "download", names[0], cwd=work)
     package = next(work.glob("linux-image-*.deb"))
     tree = work / "kernel"
@@ -187,6 +197,7 @@ chown {os.geteuid()} "$2"
 
 
 def build(directory):
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     directory.mkdir(parents=True, exist_ok=True)
     stamp = directory / "stamp"
     if stamp.exists() and stamp.read_text() == current_stamp():

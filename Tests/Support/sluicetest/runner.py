@@ -133,6 +133,8 @@ def main(description, extra=None):
         return 1
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    # Where Debian keeps mkfs and e2fsck, which a user's path lacks.
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     _private_mounts()
     passed = failed = 0
     for sentence, function in chosen:
