@@ -126,6 +126,19 @@ import Testing
     #expect(Set(space.allocator.inUse.keys) == space.durable)
   }
 
+  @Test func aChangeOfANodeThatIsBeingWrittenWaits() {
+    let (space, tree) = plantedTree(30)
+    space.run { () throws(SpaceWait) in try tree.insertOrReplace(.least, [1]) }
+    space.startWrites(limit: 1)
+    #expect(throws: SpaceWait.memory) { try tree.insertOrReplace(.least, [2]) }
+    #expect(throws: SpaceWait.memory) { try tree.remove(.least) }
+    #expect(throws: SpaceWait.memory) { try tree.patch(.least, offset: 0, [2]) }
+    #expect(throws: SpaceWait.memory) { try tree.pruneSome(maxNodes: 1) { _ in } }
+    #expect((try? tree.lookup(.least)?.array) == [1])
+    space.endWrite()
+    #expect(throws: Never.self) { try tree.insertOrReplace(.least, [2]) }
+  }
+
   @Test func parentsAreWrittenAfterTheirChildren() {
     let (space, tree) = plantedTree(20_000)
     #expect(tree.height == 3)
@@ -134,6 +147,7 @@ import Testing
         try tree.insertOrReplace(TreeKey(hi: i * 2, lo: i), [1])
       }
     }
+    while space.endWrite() {}
     var levels: [UInt8] = []
     while true {
       var writes: [NodeWrite] = []
@@ -158,6 +172,7 @@ import Testing
         try tree.insertOrReplace(TreeKey(hi: i * 2, lo: i), [1])
       }
     }
+    while space.endWrite() {}
     var random = SeededRandom(seed: 5)
     var bad: Set<BlockAddress> = []
     while space.store.dirtyCount > 0 {

@@ -66,6 +66,8 @@ final class ToySpace {
   private(set) var store: NodeStore
   private(set) var loads = 0
   private(set) var spills = 0
+  /// Writes under way, with the bytes that they began with.
+  private var inFlight: [(NodeWrite, [UInt8])] = []
   /// Addresses that the last durable roots refer to: never to be overwritten.
   var durable: Set<BlockAddress> = []
   let cacheBytes: Int
@@ -81,6 +83,7 @@ final class ToySpace {
   /// Drops all memory, as after a crash.
   func restart() {
     let checkpoint = store.checkpoint
+    inFlight = []
     cache = BlockCache(bytes: cacheBytes)
     store = NodeStore(cache: cache, checkpoint: checkpoint)
     store.allocator = allocator
@@ -118,7 +121,7 @@ final class ToySpace {
       } catch {
         switch error {
         case .node(let pointer): load(pointer)
-        case .memory: spill(limit: 64)
+        case .memory: if !endWrite() { startWrites(limit: 64) }
         case .noSpace: continue
         default: fatalError("unexpected wait \(error)")
         }
@@ -127,9 +130,35 @@ final class ToySpace {
     fatalError("a walk never ends")
   }
 
-  /// Writes some dirty nodes; false when there were none.
+  /// Begins to write some dirty nodes, which goes on while trees are used.
+  func startWrites(limit: Int) {
+    var writes: [NodeWrite] = []
+    store.writeback(into: &writes, limit: limit)
+    for write in writes {
+      inFlight.append(
+        (write, [UInt8](UnsafeRawBufferPointer(start: write.memory, count: blockSize))))
+    }
+  }
+
+  /// Ends the oldest write; false when there was none.
+  @discardableResult
+  func endWrite() -> Bool {
+    guard !inFlight.isEmpty else { return false }
+    let (write, bytes) = inFlight.removeFirst()
+    precondition(
+      UnsafeRawBufferPointer(start: write.memory, count: blockSize).elementsEqual(bytes),
+      "a node was changed while it was being written")
+    put(write)
+    store.writebackDone(write)
+    spills += 1
+    return true
+  }
+
+  /// Writes some dirty nodes, and what is being written; false when there were none.
   @discardableResult
   func spill(limit: Int, only tree: Tree? = nil) -> Bool {
+    var some = false
+    while endWrite() { some = true }
     var writes: [NodeWrite] = []
     store.writeback(into: &writes, limit: limit, only: tree)
     for write in writes {
@@ -137,7 +166,7 @@ final class ToySpace {
       store.writebackDone(write)
     }
     spills += writes.count
-    return !writes.isEmpty
+    return some || !writes.isEmpty
   }
 
   func put(_ write: NodeWrite) {

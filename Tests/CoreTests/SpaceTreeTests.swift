@@ -93,6 +93,8 @@ private struct Modelled {
         let value = t.space.run { () throws(SpaceWait) in try t.tree.lookup(key)?.array }
         #expect(value == t.model[key])
       }
+      if t.random.oneIn(30) { t.space.startWrites(limit: Int(t.random.below(8))) }
+      if t.random.oneIn(10) { t.space.endWrite() }
       if t.random.oneIn(300) { t.space.spill(limit: Int(t.random.below(20))) }
       if t.random.oneIn(2000) {
         t.space.commit([t.tree])

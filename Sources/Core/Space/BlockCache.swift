@@ -285,13 +285,15 @@ package final class BlockCache {
   }
 
   private func evictFromMain() -> CacheSlot? {
-    // Each slot is met at most four times before its uses are down to zero.
-    var budget = 4 * main.count
-    while budget > 0 {
-      budget -= 1
+    // When all slots have been used much, the search ends before it has met them all: then age
+    // alone decides, and no eviction takes long.
+    let patience = 64
+    for met in 0..<main.count {
       let slot = main.tail
       unlink(slot)
-      if meta[Int(slot)].pins == 0 && meta[Int(slot)].uses == 0 { return slot }
+      if meta[Int(slot)].pins == 0 && (meta[Int(slot)].uses == 0 || met >= patience) {
+        return slot
+      }
       if meta[Int(slot)].uses > 0 { meta[Int(slot)].uses -= 1 }
       link(slot)
     }
