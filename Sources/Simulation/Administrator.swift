@@ -174,9 +174,12 @@ extension Simulation {
     }
     let disk = catalog.add(name: name, size: size, pool: pool.plan.durability)
     let hot = adminRandom.within(profile.hotKiB) * 2
-    let places: [UInt64] = size >= 1 << 40 ? [0, size / 1024 - 4096, size / 512 - 4096] : [
-      adminRandom.below(max(1, size / 512 - min(size / 512, hot)))
-    ]
+    let places: [UInt64] =
+      size >= 1 << 40
+      ? [0, size / 1024 - 4096, size / 512 - 4096]
+      : [
+        adminRandom.below(max(1, size / 512 - min(size / 512, hot)))
+      ]
     for place in places {
       let width = size >= 1 << 40 ? min(hot, 4096) : hot
       disk.hotRanges.append(place..<(place + width))

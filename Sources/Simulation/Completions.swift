@@ -33,7 +33,9 @@ extension Simulation {
   private func succeeded(
     _ request: Request, _ slot: Int, _ completion: BlockCompletion
   ) throws(Violation) {
-    if request.mustRefuse { throw Violation("an invalid request was carried out: \(request.describe)") }
+    if request.mustRefuse {
+      throw Violation("an invalid request was carried out: \(request.describe)")
+    }
     switch request.operation {
     case .read:
       harness[.ackedRead] += 1
@@ -107,8 +109,10 @@ extension Simulation {
       }
       let unit = UInt64(sectorSize)
       let sectors = ((at + unit - 1) / unit)..<((at + item.length) / unit)
-      if item.isHole, let data = request.disk.model.sectorWithData(
-        sectors, asked: request.asked, table) {
+      if item.isHole,
+        let data = request.disk.model.sectorWithData(
+          sectors, asked: request.asked, table)
+      {
         throw Violation("sector \(data) is reported as a hole but holds data: \(request.describe)")
       }
       at += item.length

@@ -94,11 +94,15 @@ final class ModelDisk {
   func check(_ info: DiskInfo) throws(Violation) {
     let what = "disk “\(name)”"
     if info.name != name { throw Violation("\(what) is shown as “\(info.name)”") }
-    if info.size != size { throw Violation("\(what) is shown with \(info.size) bytes, not \(size)") }
+    if info.size != size {
+      throw Violation("\(what) is shown with \(info.size) bytes, not \(size)")
+    }
     if info.durability != durability { throw Violation("\(what) has the wrong durability") }
     if info.readOnly != readOnly { throw Violation("\(what) has the wrong read-only attribute") }
     if info.comment != comment { throw Violation("\(what) has the wrong comment") }
-    if let id, info.id != id { throw Violation("\(what) changed its id from \(id.raw) to \(info.id.raw)") }
+    if let id, info.id != id {
+      throw Violation("\(what) changed its id from \(id.raw) to \(info.id.raw)")
+    }
     id = info.id
   }
 }

@@ -166,7 +166,8 @@ package final class SimulatedPool {
   }
 
   private func validate(_ op: DeviceOp) throws(Violation) {
-    let what = "the engine issued \(op.kind) at \(op.offset)+\(op.length) of device \(op.device.raw)"
+    let what =
+      "the engine issued \(op.kind) at \(op.offset)+\(op.length) of device \(op.device.raw)"
     guard Int(op.device.raw) < devices.count else { throw Violation("\(what), which is none") }
     if op.kind == .flush { return }
     let size = devices[Int(op.device.raw)].plan.size
@@ -438,7 +439,8 @@ package final class SimulatedPool {
         let mask = writeFate.mask(sectorInWrite: i * 8, sectors: count * 8, random: &fate)
         if op.kind == .discard && !device.isDurable(block: block) { continue }
         device.mergeDurable(
-          block: block, from: op.kind == .discard ? nil : source.map { UnsafeRawPointer($0 + i * blockSize) },
+          block: block,
+          from: op.kind == .discard ? nil : source.map { UnsafeRawPointer($0 + i * blockSize) },
           sectors: mask)
       }
     }

@@ -119,7 +119,9 @@ final class MemoryPool {
   ) -> (status: BlockStatus, data: [UInt8]) {
     let memory = AlignedMemory(bytes: roundUp(max(length, 4096) + 8192, to: 4096))
     let start = memory.base + Int(offset % 4096)
-    if let data { data.withUnsafeBytes { start.copyMemory(from: $0.baseAddress!, byteCount: length) } }
+    if let data {
+      data.withUnsafeBytes { start.copyMemory(from: $0.baseAddress!, byteCount: length) }
+    }
     let token = nextToken
     nextToken += 1
     let isTaken = engine.submit(

@@ -437,7 +437,8 @@ extension Engine {
     case .memory: parked.append(slot, &requests)
     case .damaged: writeEnded(slot, .ioError)
     case .backing, .noSpace:
-      let mayHelp = destager.hasWork || !destager.isIdle || isBackingUnderWay
+      let mayHelp =
+        destager.hasWork || !destager.isIdle || isBackingUnderWay
         || pool.space.backable > 0 || isPunching
       if requests[slot].spaceTries >= 4 || !mayHelp {
         pool.paths.hit(.noSpace)

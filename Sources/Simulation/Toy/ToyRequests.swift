@@ -50,7 +50,9 @@ extension ToyEngine {
     while at < end && count < 256 {
       let isHole = disk.blocks[at >> blockShift] == nil
       var next = at
-      repeat { next = min((next >> blockShift + 1) << blockShift, end) } while next < end
+      repeat {
+        next = min((next >> blockShift + 1) << blockShift, end)
+      } while next < end
         && (disk.blocks[next >> blockShift] == nil) == isHole
         && (next - at) < 64 << 20
       let item = ExtentStatus(length: next - at, isHole: isHole)
@@ -63,7 +65,8 @@ extension ToyEngine {
   }
 
   private func isStrong(_ request: BlockRequest, _ disk: Disk) -> Bool {
-    (disk.info.durability == .always && durability == .always) || request.flags.contains(.forceUnitAccess)
+    (disk.info.durability == .always && durability == .always)
+      || request.flags.contains(.forceUnitAccess)
   }
 
   private func write(_ request: BlockRequest, _ disk: Disk) -> Bool {
@@ -167,8 +170,10 @@ extension ToyEngine {
         enter(.control(request, token: token), isStrong: true)
         addRecord(.delete, disk.id, 0, 0)
       } else {
-        reply(token, find(name).map { .failed(.inUse(name, connections: $0.info.connections)) }
-          ?? .failed(.noSuchDisk(name)))
+        reply(
+          token,
+          find(name).map { .failed(.inUse(name, connections: $0.info.connections)) }
+            ?? .failed(.noSuchDisk(name)))
       }
     case .stop:
       if flushBeforeStop(token) { return true }
