@@ -45,7 +45,7 @@ struct Damage {
 
 /// Follows the frames of the log: which are on stable storage, and which of these a later durable
 /// frame says so of. A frame's header carries what was known durable when it was issued.
-struct LogWatch {
+package struct LogWatch {
   private struct Frame {
     var slot: Int
     var blocks: Range<UInt64>
@@ -59,17 +59,19 @@ struct LogWatch {
   private var durable = 0
   private var covered = 0
 
+  package init() {}
+
   mutating func restart() {
     frames = []
     durable = 0
     covered = 0
   }
 
-  mutating func issued(slot: Int, blocks: Range<UInt64>) {
+  package mutating func issued(slot: Int, blocks: Range<UInt64>) {
     frames.append(Frame(slot: slot, blocks: blocks, watermark: durable))
   }
 
-  mutating func landed(slot: Int, ok: Bool, tick: WriteTable.Tick) {
+  package mutating func landed(slot: Int, ok: Bool, tick: WriteTable.Tick) {
     guard let i = frames.lastIndex(where: { $0.slot == slot && !$0.isDone }) else { return }
     guard ok else {
       // The epoch ends here (R7); what comes later is not judged.
@@ -85,14 +87,14 @@ struct LogWatch {
   }
 
   /// A block of a frame that is covered by a watermark, newest frames preferred.
-  func coveredBlock(_ random: inout SeededRandom) -> UInt64? {
+  package func coveredBlock(_ random: inout SeededRandom) -> UInt64? {
     guard covered > 0 else { return nil }
     let back = min(covered, 1 + Int(random.below(64)))
     return pick(frames[covered - back], &random)
   }
 
   /// A block of a frame that is durable but not covered, and when it became durable.
-  func uncoveredBlock(
+  package func uncoveredBlock(
     _ random: inout SeededRandom
   ) -> (block: UInt64, tick: WriteTable.Tick)? {
     let open = frames.indices.filter { $0 >= covered && frames[$0].isDone }

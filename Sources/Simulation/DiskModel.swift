@@ -24,10 +24,12 @@ import Core
 // write covers shows something certainly older.
 
 /// Gathers, over the verification after a power cut, whether what survived is a prefix.
-struct PrefixWitness {
-  typealias Version = Stamp.Version
+package struct PrefixWitness {
+  package typealias Version = Stamp.Version
   private var earliestLost: (end: WriteTable.Tick, version: Version)?
   private var latestKept: (start: WriteTable.Tick, version: Version)?
+
+  package init() {}
 
   mutating func lost(_ version: Version, ended: WriteTable.Tick) {
     if let old = earliestLost, old.end <= ended { return }
@@ -40,7 +42,7 @@ struct PrefixWitness {
   }
 
   /// A lost and a surviving write in the wrong order, if there are such.
-  var contradiction: (lost: Version, kept: Version)? {
+  package var contradiction: (lost: Version, kept: Version)? {
     guard let lost = earliestLost, let kept = latestKept, lost.end < kept.start else {
       return nil
     }
@@ -48,9 +50,9 @@ struct PrefixWitness {
   }
 }
 
-struct DiskModel {
-  typealias Version = Stamp.Version
-  typealias Tick = WriteTable.Tick
+package struct DiskModel {
+  package typealias Version = Stamp.Version
+  package typealias Tick = WriteTable.Tick
 
   /// The disk's number in stamps.
   let number: UInt16
@@ -72,7 +74,7 @@ struct DiskModel {
     var left: Tick
   }
 
-  init(number: UInt16) { self.number = number }
+  package init(number: UInt16) { self.number = number }
 
   /// The blocks within a range of sectors that were ever written.
   private func touchedSlots(_ range: Range<UInt64>) -> [Int32] {
@@ -109,7 +111,7 @@ struct DiskModel {
 
   // MARK: Writes
 
-  mutating func begin(_ version: Version, _ table: WriteTable) {
+  package mutating func begin(_ version: Version, _ table: WriteTable) {
     let r = table[version]
     let range = r.firstSector..<r.endSector
     if r.pattern == .zeros {
@@ -126,7 +128,7 @@ struct DiskModel {
   }
 
   /// The write was acknowledged: what is older leaves, or hides when the write is weak.
-  mutating func acknowledge(_ version: Version, _ table: WriteTable) {
+  package mutating func acknowledge(_ version: Version, _ table: WriteTable) {
     let r = table[version]
     let durable = table.isDurable(version)
     let range = r.firstSector..<r.endSector
@@ -159,7 +161,7 @@ struct DiskModel {
   }
 
   /// The write was refused: it is certainly not there.
-  mutating func refuse(_ version: Version, _ table: WriteTable) {
+  package mutating func refuse(_ version: Version, _ table: WriteTable) {
     let range = table[version].firstSector..<table[version].endSector
     for slot in touchedSlots(range) {
       for s in within(slot, range) {
@@ -184,9 +186,9 @@ struct DiskModel {
     if !leaving.isEmpty { ghosts[s, default: []] += leaving }
   }
 
-  mutating func readBegan(_ asked: Tick) { openReads.append(asked) }
+  package mutating func readBegan(_ asked: Tick) { openReads.append(asked) }
 
-  mutating func readEnded(_ asked: Tick) {
+  package mutating func readEnded(_ asked: Tick) {
     if let i = openReads.firstIndex(of: asked) { openReads.swapAt(i, openReads.count - 1) }
     _ = openReads.popLast()
     if openReads.isEmpty { ghosts.removeAll(keepingCapacity: true) }
@@ -199,7 +201,7 @@ struct DiskModel {
   }
 
   /// A crash; `table.crash` came first. What a power cut may bring back is shown again.
-  mutating func crash(powerCut: Bool, _ table: WriteTable) {
+  package mutating func crash(powerCut: Bool, _ table: WriteTable) {
     openZeros.removeAll()
     openReads.removeAll()
     ghosts.removeAll()
@@ -211,7 +213,7 @@ struct DiskModel {
   }
 
   /// A recovery serves: it has made durable whatever it found, so what is hidden never comes back.
-  mutating func recovered() {
+  package mutating func recovered() {
     for s in sectors.indices where !sectors[s].isSettled {
       sectors[s].update { _, hidden in hidden ? .remove : .keep }
     }
@@ -255,7 +257,7 @@ struct DiskModel {
 
   /// Checks what a read that was submitted at `asked` returned for the sectors `range` of one
   /// block, and notes what follows from it.
-  mutating func observe(
+  package mutating func observe(
     _ memory: UnsafeRawPointer, _ range: Range<UInt64>, asked: Tick, _ table: WriteTable,
     _ witness: inout PrefixWitness
   ) throws(Violation) {

@@ -1,7 +1,7 @@
 import Core
 
 /// What can happen next in a simulation.
-enum EventKind: Equatable {
+package enum EventKind: Equatable {
   /// The device operation in this slot of the pool's table ends.
   case device(Int)
   /// A client of the workload may send its next request.
@@ -18,25 +18,27 @@ enum EventKind: Equatable {
 
 /// The one clock and the one order of a run: a heap of events by simulated time. Events of the
 /// same time come in the order in which they were added, so nothing depends on the heap's shape.
-struct EventQueue {
-  struct Event {
-    var time: UInt64
+package struct EventQueue {
+  package struct Event {
+    package var time: UInt64
     var order: UInt64
-    var kind: EventKind
+    package var kind: EventKind
     func before(_ other: Event) -> Bool {
       (time, order) < (other.time, other.order)
     }
   }
 
   /// Simulated nanoseconds since the run began.
-  private(set) var now: UInt64 = 0
+  package private(set) var now: UInt64 = 0
   private var heap: [Event] = []
   private var added: UInt64 = 0
+
+  package init() {}
 
   var isEmpty: Bool { heap.isEmpty }
   var nextTime: UInt64 { heap.first?.time ?? .max }
 
-  mutating func add(_ kind: EventKind, at time: UInt64) {
+  package mutating func add(_ kind: EventKind, at time: UInt64) {
     added += 1
     heap.append(Event(time: max(time, now), order: added, kind: kind))
     siftUp(heap.count - 1)
@@ -45,7 +47,7 @@ struct EventQueue {
   mutating func add(_ kind: EventKind, after delay: UInt64) { add(kind, at: now + delay) }
 
   /// Takes the next event and moves the clock to it.
-  mutating func next() -> Event? {
+  package mutating func next() -> Event? {
     guard let first = heap.first else { return nil }
     let last = heap.removeLast()
     if !heap.isEmpty {
@@ -58,7 +60,7 @@ struct EventQueue {
   }
 
   /// Drops the events that `goes` names.
-  mutating func remove(where goes: (EventKind) -> Bool) {
+  package mutating func remove(where goes: (EventKind) -> Bool) {
     let kept = heap.filter { !goes($0.kind) }.sorted { $0.before($1) }
     heap = kept
   }

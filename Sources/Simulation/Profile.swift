@@ -241,7 +241,7 @@ extension Profile {
       $0.giantOneIn = 0
       $0.operations = [.init(.blockWrite, 60), .init(.blocksWrite, 30), .init(.flush, 5)]
       $0.administration = [.init(.show, 1), .init(.status, 1), .init(.flush, 2)]
-      $0.ackLimitMicroseconds = 60_000
+      $0.ackLimitMicroseconds = 20_000
       $0.crashes = 1...2
     },
     Profile(name: "restless") {
@@ -280,6 +280,10 @@ extension Profile {
     log.startsDirty = random.oneIn(2)
     log.canDiscard = false
     log.timing.flush = random.pick([100_000, 400_000, 2_000_000])
+    if ackLimitMicroseconds > 0 {
+      log.timing.flush = 100_000
+      log.timing.spikeOneIn = 0
+    }
     let count = random.within(volumes)
     var drawn: [DevicePlan] = []
     for _ in 0..<(count + spareVolumes) {

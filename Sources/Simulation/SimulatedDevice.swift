@@ -95,7 +95,7 @@ package final class SimulatedDevice {
   var flushMark: UInt64 { sequence }
 
   /// What a read of `block` sees, copied to `memory`.
-  func read(block: UInt64, into memory: UnsafeMutableRawPointer) {
+  package func read(block: UInt64, into memory: UnsafeMutableRawPointer) {
     if let page = overlay[block] {
       copy(page, block, to: memory)
     } else {
@@ -104,7 +104,7 @@ package final class SimulatedDevice {
   }
 
   /// What would be there after a power cut that loses everything volatile.
-  func readDurable(block: UInt64, into memory: UnsafeMutableRawPointer) {
+  package func readDurable(block: UInt64, into memory: UnsafeMutableRawPointer) {
     if let kept = durable[block] {
       copy(kept.page, block, to: memory)
     } else if plan.startsDirty {
@@ -318,7 +318,7 @@ package final class SimulatedDevice {
   }
 
   /// Flips one bit of what is stored in `block`; whatever is volatile there is not touched.
-  func flip(block: UInt64, bit: Int) {
+  package func flip(block: UInt64, bit: Int) {
     guard let kept = durable[block], kept.page >= 0 else { return }
     let byte = arena.memory(kept.page) + bit / 8
     byte.storeBytes(of: byte.load(as: UInt8.self) ^ UInt8(1 << (bit % 8)), as: UInt8.self)

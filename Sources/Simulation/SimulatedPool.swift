@@ -123,7 +123,7 @@ package final class SimulatedPool {
 
   /// Starts an operation and adds its completion to `queue`.
   /// - Returns: its slot, and the CRC32C of what it writes, or 0.
-  func issue(
+  package func issue(
     _ op: DeviceOp, queue: inout EventQueue
   ) throws(Violation) -> (slot: Int, checksum: UInt32) {
     try validate(op)
@@ -187,7 +187,7 @@ package final class SimulatedPool {
   }
 
   /// What an event of an operation's slot came to.
-  enum Outcome {
+  package enum Outcome {
     /// For the running engine.
     case completed(DeviceOp, DeviceCompletion)
     /// Of an engine that was killed: done, and nobody to tell.
@@ -199,7 +199,7 @@ package final class SimulatedPool {
   }
 
   /// The time of an operation's completion has come.
-  func finish(_ slot: Int, now: UInt64) throws(Violation) -> Outcome {
+  package func finish(_ slot: Int, now: UInt64) throws(Violation) -> Outcome {
     let flight = flights[slot]
     let device = devices[Int(flight.op.device.raw)]
     if device.faults.presence == .hanging {
@@ -318,7 +318,7 @@ package final class SimulatedPool {
   // MARK: Presence
 
   /// A device that hung answers again; what waited for it is done soon, or fails.
-  func bringBack(_ device: DeviceIndex, queue: inout EventQueue) {
+  package func bringBack(_ device: DeviceIndex, queue: inout EventQueue) {
     devices[Int(device.raw)].faults.presence = .here
     for slot in flights.indices where flights[slot].inUse && flights[slot].hung {
       guard flights[slot].op.device == device else { continue }
@@ -332,7 +332,7 @@ package final class SimulatedPool {
 
   /// The engine's process is killed: what it had issued goes on by itself, sometimes for long.
   /// - Returns: when the last of it is done: from then on a restart gets the lock.
-  func kill(now: UInt64) -> UInt64 {
+  package func kill(now: UInt64) -> UInt64 {
     incarnation += 1
     var last = now
     let delay: UInt64 = fate.oneIn(2) ? 0 : fate.pick([1_000_000, 60_000_000])
@@ -359,7 +359,7 @@ package final class SimulatedPool {
 
   /// The power fails: everything that is not on stable storage is lost, kept or torn.
   /// - Returns: how many writes were decided.
-  func powerCut() -> Int {
+  package func powerCut() -> Int {
     incarnation += 1
     let temper = CutTemper(random: &fate)
     var decided = 0

@@ -7,16 +7,16 @@ import Core
 ///     word 0  version (32 bits), disk (16 bits), magic (16 bits)
 ///     word 1  sector of the disk
 ///     word i  mix(word 0, word 1) + i * odd constant
-enum Stamp {
+package enum Stamp {
   /// The number of a write in the run's `WriteTable`; 0 stands for "never written".
-  typealias Version = UInt32
+  package typealias Version = UInt32
 
   private static let magic: UInt64 = 0x5CA1
   private static let step: UInt64 = 0x9E37_79B9_7F4A_7C15
   static let words = sectorSize / 8
 
   /// What a sector holds.
-  enum Content: Equatable {
+  package enum Content: Equatable {
     case zero
     case version(Version)
     /// Neither zeros nor an intact stamp for this place; says what it is instead.
@@ -34,7 +34,7 @@ enum Stamp {
     UInt64(version) | UInt64(disk) << 32 | magic << 48
   }
 
-  static func fill(
+  package static func fill(
     _ memory: UnsafeMutableRawPointer, version: Version, disk: UInt16, sector: UInt64
   ) {
     let words = memory.assumingMemoryBound(to: UInt64.self)
@@ -45,7 +45,7 @@ enum Stamp {
     for i in 2..<Self.words { words[i] = base &+ UInt64(i) &* step }
   }
 
-  static func content(_ memory: UnsafeRawPointer, disk: UInt16, sector: UInt64) -> Content {
+  package static func content(_ memory: UnsafeRawPointer, disk: UInt16, sector: UInt64) -> Content {
     let words = memory.assumingMemoryBound(to: UInt64.self)
     let w0 = words[0]
     if w0 == 0 { return isZero(memory) ? .zero : .foreign("half zeros") }
@@ -63,7 +63,7 @@ enum Stamp {
   }
 
   /// Whose intact or damaged stamp a sector carries: what a flipped bit there may hurt.
-  static func owner(_ memory: UnsafeRawPointer) -> (disk: UInt16, sector: UInt64)? {
+  package static func owner(_ memory: UnsafeRawPointer) -> (disk: UInt16, sector: UInt64)? {
     let words = memory.assumingMemoryBound(to: UInt64.self)
     guard words[0] >> 48 == magic else { return nil }
     return (UInt16(truncatingIfNeeded: words[0] >> 32), words[1])

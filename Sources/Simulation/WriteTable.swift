@@ -3,11 +3,11 @@ import Core
 /// Every write of a run, by its version, as the clients saw it: when it was submitted, when it
 /// ended and how. Times are ticks of one counter that advances with every submission and every
 /// completion, so "before" and "after" are what an observer outside the engine can tell.
-struct WriteTable {
-  typealias Version = Stamp.Version
-  typealias Tick = UInt32
+package struct WriteTable {
+  package typealias Version = Stamp.Version
+  package typealias Tick = UInt32
 
-  enum State {
+  package enum State {
     case pending
     case acknowledged
     /// Failed with EIO or ENOSPC: may be there in part, and may still come until the next crash.
@@ -20,14 +20,14 @@ struct WriteTable {
   }
 
   /// What the sectors of a write hold.
-  enum Pattern {
+  package enum Pattern {
     case stamps
     case zeros
     /// Stamps with whole blocks and single sectors of zeros in between.
     case mixed
   }
 
-  struct Record {
+  package struct Record {
     var submitted: Tick
     /// `Tick.max` while it is in flight.
     var ended: Tick = .max
@@ -42,6 +42,21 @@ struct WriteTable {
     var wasAcknowledged = false
 
     var endSector: UInt64 { firstSector + sectorCount }
+
+    package init(
+      submitted: Tick, ended: Tick = .max, disk: UInt16, firstSector: UInt64,
+      sectorCount: UInt64, pattern: Pattern, state: State = .pending, weak: Bool
+    ) {
+      self.submitted = submitted
+      self.ended = ended
+      self.disk = disk
+      self.firstSector = firstSector
+      self.sectorCount = sectorCount
+      self.pattern = pattern
+      self.state = state
+      self.weak = weak
+    }
+
     func covers(_ sector: UInt64) -> Bool { sector >= firstSector && sector < endSector }
   }
 
@@ -51,7 +66,7 @@ struct WriteTable {
   /// or a recovery began to serve then.
   private(set) var durableBefore: Tick = 0
 
-  init() {
+  package init() {
     records = [
       Record(
         submitted: 0, ended: 0, disk: 0, firstSector: 0, sectorCount: .max, pattern: .zeros,
@@ -64,17 +79,17 @@ struct WriteTable {
     @inline(__always) set { records[Int(version)] = newValue }
   }
 
-  mutating func tick() -> Tick {
+  package mutating func tick() -> Tick {
     now += 1
     return now
   }
 
-  mutating func add(_ record: Record) -> Version {
+  package mutating func add(_ record: Record) -> Version {
     records.append(record)
     return Version(records.count - 1)
   }
 
-  mutating func raiseDurable(to tick: Tick) { durableBefore = max(durableBefore, tick) }
+  package mutating func raiseDurable(to tick: Tick) { durableBefore = max(durableBefore, tick) }
 
   /// Whether no crash can take `version` away any more.
   func isDurable(_ version: Version) -> Bool {
@@ -106,7 +121,7 @@ struct WriteTable {
   }
 
   /// Notes how a write ended.
-  mutating func end(_ version: Version, _ state: State) {
+  package mutating func end(_ version: Version, _ state: State) {
     records[Int(version)].ended = tick()
     records[Int(version)].state = state
     records[Int(version)].wasAcknowledged = state == .acknowledged
@@ -128,7 +143,7 @@ struct WriteTable {
 
   /// A crash: what was not acknowledged will never be, and after a power cut what was
   /// acknowledged without being durable is in doubt as well.
-  mutating func crash(powerCut: Bool) {
+  package mutating func crash(powerCut: Bool) {
     let end = tick()
     for i in records.indices {
       switch records[i].state {

@@ -107,7 +107,16 @@ extension ToyEngine {
   private func zero(_ request: BlockRequest, _ disk: Disk) -> Bool {
     guard hasRoom(blocks: 3) else { return false }
     enter(.block(request), isStrong: isStrong(request, disk))
-    zero(disk, request.offset, request.offset + request.length)
+    var start = request.offset
+    var end = request.offset + request.length
+    if request.operation == .trim {
+      // Advice: the blocks that are not wholly inside stay as they are.
+      start = roundUp(start, to: UInt64(blockSize))
+      if end != disk.info.size { end -= end % UInt64(blockSize) }
+    }
+    zero(disk, start, end)
+    // An empty trim has no record; the frame needs one.
+    if start >= end { addRecord(.zeros, disk.id, 0, 0) }
     return true
   }
 
