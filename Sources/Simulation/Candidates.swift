@@ -28,7 +28,7 @@ struct Candidates {
   }
 
   @inline(__always)
-  func forEach(_ body: (_ version: Version, _ hidden: Bool) -> Void) {
+  func each(_ body: (_ version: Version, _ hidden: Bool) -> Void) {
     body(first & ~Self.hiddenBit, first & Self.hiddenBit != 0)
     guard second != Self.none else { return }
     body(second & ~Self.hiddenBit, second & Self.hiddenBit != 0)
@@ -37,7 +37,7 @@ struct Candidates {
 
   func contains(where matches: (_ version: Version, _ hidden: Bool) -> Bool) -> Bool {
     var found = false
-    forEach { version, hidden in found = found || matches(version, hidden) }
+    each { version, hidden in found = found || matches(version, hidden) }
     return found
   }
 

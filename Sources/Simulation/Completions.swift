@@ -63,7 +63,7 @@ extension Simulation {
     if request.flags.contains(.forceUnitAccess) && profile.flipTailOneIn == 0 {
       table.raiseDurable(to: request.asked)
     }
-    if !disk.isWeak { damage.heal(disk.number, request.sectorRange) }
+    if !disk.isWeak { damage.heal(disk.number, request.sectorRange, asked: request.asked) }
     try checkLatency(request)
   }
 

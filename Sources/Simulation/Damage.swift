@@ -6,7 +6,8 @@ import Core
 
 /// What flipped bits may have hurt.
 struct Damage {
-  private var blocks: Set<UInt64> = []
+  /// When each damaged block of a disk was hit.
+  private var blocks: [UInt64: WriteTable.Tick] = [:]
   /// Something flipped, whatever it was.
   private(set) var isPossible = false
   /// A log record table was hit: the engine may refuse to open the pool.
@@ -19,27 +20,31 @@ struct Damage {
 
   mutating func happened() { isPossible = true }
 
-  mutating func hurt(_ disk: UInt16, sector: UInt64) {
-    blocks.insert(Self.key(disk, sector / 8))
+  mutating func hurt(_ disk: UInt16, sector: UInt64, tick: WriteTable.Tick) {
+    blocks[Self.key(disk, sector / 8)] = tick
   }
 
-  /// Whole blocks were written anew.
-  mutating func heal(_ disk: UInt16, _ sectors: Range<UInt64>) {
+  /// Whole blocks were written anew, by a write that was submitted at `asked`; one that was under
+  /// way when the bit flipped may have been hit itself.
+  mutating func heal(_ disk: UInt16, _ sectors: Range<UInt64>, asked: WriteTable.Tick) {
     guard !blocks.isEmpty else { return }
     let first = (sectors.lowerBound + 7) / 8
     let end = sectors.upperBound / 8
     guard first < end else { return }
     guard end - first < 4096 else { return }
-    for block in first..<end { blocks.remove(Self.key(disk, block)) }
+    for block in first..<end {
+      let key = Self.key(disk, block)
+      if let hit = blocks[key], hit < asked { blocks[key] = nil }
+    }
   }
 
   func touches(_ disk: UInt16, _ sectors: Range<UInt64>) -> Bool {
     guard !blocks.isEmpty, !sectors.isEmpty else { return false }
     let range = (sectors.lowerBound / 8)..<((sectors.upperBound + 7) / 8)
-    if range.count < 4096 { return range.contains { blocks.contains(Self.key(disk, $0)) } }
+    if range.count < 4096 { return range.contains { blocks[Self.key(disk, $0)] != nil } }
     let low = Self.key(disk, range.lowerBound)
     let high = Self.key(disk, range.upperBound)
-    return blocks.contains { $0 >= low && $0 < high }
+    return blocks.keys.contains { $0 >= low && $0 < high }
   }
 }
 
@@ -129,7 +134,9 @@ extension Simulation {
     let owners = stampOwners(device, block, memory)
     if dataOnly && owners.isEmpty { return false }
     damage.happened()
-    for owner in owners { damage.hurt(owner.disk, sector: owner.sector) }
+    for owner in owners {
+      damage.hurt(owner.disk, sector: owner.sector, tick: table.tick())
+    }
     let bit = Int(faultRandom.below(UInt64(blockSize * 8)))
     device.flip(block: block, bit: bit)
     tell("FLIP bit \(bit) of block \(block) of device \(device.index.raw)")

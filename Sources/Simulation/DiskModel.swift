@@ -149,7 +149,7 @@ package struct DiskModel {
   /// Drops hidden versions that a durable one has overtaken.
   private mutating func pruneOvertaken(_ s: Int, _ table: WriteTable) {
     var newest: Version?
-    sectors[s].forEach { version, _ in
+    sectors[s].each { version, _ in
       if table.isDurable(version), newest.map({ table.isBefore($0, version) }) ?? true {
         newest = version
       }
@@ -178,7 +178,7 @@ package struct DiskModel {
     _ s: Int, _ table: WriteTable, _ leaves: (Version) -> Bool
   ) {
     var leaving: [Ghost] = []
-    sectors[s].forEach { version, hidden in
+    sectors[s].each { version, hidden in
       if !hidden && leaves(version) {
         leaving.append(Ghost(version: version, left: table.now))
       }
@@ -340,7 +340,7 @@ package struct DiskModel {
   ) -> (version: Version?, count: Int) {
     var found: Version?
     var count = 0
-    sectors[s].forEach { version, hidden in
+    sectors[s].each { version, hidden in
       guard !hidden, table.isZero(version, sector: sector) else { return }
       count += 1
       if found.map({ table[version].ended > table[$0].ended }) ?? true { found = version }
@@ -409,7 +409,7 @@ package struct DiskModel {
 
   private func list(_ s: Int, _ table: WriteTable) -> String {
     var lines: [String] = []
-    sectors[s].forEach { version, hidden in
+    sectors[s].each { version, hidden in
       if !hidden { lines.append(table.describe(version)) }
     }
     return lines.joined(separator: ", or ")

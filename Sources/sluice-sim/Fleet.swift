@@ -36,16 +36,6 @@ struct Fleet {
   var maxFailures: Int
   private static let batch: UInt64 = 16
 
-  init(
-    seeds: ClosedRange<UInt64>, options: RunOptions, jobs: Int, timeout: Int, maxFailures: Int
-  ) {
-    self.seeds = seeds
-    self.options = options
-    self.jobs = jobs
-    self.timeout = timeout
-    self.maxFailures = maxFailures
-  }
-
   func run() -> Report {
     var report = Report()
     var waiting: [ClosedRange<UInt64>] = []

@@ -14,7 +14,7 @@ struct RunCommand: ParsableCommand {
   @Option(help: "One seed.")
   var seed: UInt64?
 
-  @Option(help: "Seeds, as A..B.")
+  @Option(help: "Seeds, as A..B, or N for 1..N.")
   var seeds: SeedRange?
 
   @Flag(help: "Tell everything that happens (with --seed).")

@@ -74,7 +74,7 @@ enum EngineChoice: String, ExpressibleByArgument, CaseIterable {
   }
 }
 
-/// `A..B`, or a single seed.
+/// `A..B`, or `N` for 1..N.
 struct SeedRange: ExpressibleByArgument {
   var seeds: ClosedRange<UInt64>
 
@@ -82,9 +82,12 @@ struct SeedRange: ExpressibleByArgument {
 
   init?(argument: String) {
     let parts = argument.split(separator: ".", omittingEmptySubsequences: true)
-    guard let first = parts.first.flatMap({ UInt64($0) }) else { return nil }
-    let last = parts.count == 1 ? first : UInt64(parts[1])
-    guard parts.count <= 2, let last, last >= first else { return nil }
+    let numbers = parts.compactMap { UInt64($0) }
+    guard numbers.count == parts.count, let last = numbers.last, numbers.count <= 2 else {
+      return nil
+    }
+    let first = numbers.count == 1 ? 1 : numbers[0]
+    guard first <= last else { return nil }
     seeds = first...last
   }
 }
