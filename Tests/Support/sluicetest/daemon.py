@@ -124,7 +124,8 @@ class Pool:
     def command(self, *arguments, status=0, pool=True, timeout=120):
         words = [self.binary, *arguments]
         if pool:
-            words += ["--pool", self.directory]
+            at = words.index("--") if "--" in words else len(words)
+            words[at:at] = ["--pool", self.directory]
         return tools.run(words, status=status, timeout=timeout)
 
     def json(self, *arguments):
