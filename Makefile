@@ -9,7 +9,9 @@ CONFIGURATION = release
 SWIFT_FLAGS = -c $(CONFIGURATION)
 FORMATTED = Package.swift Sources Tests
 
+# A count, or a range A..B.
 SEEDS ?= 10000
+SEED_RANGE = $(if $(findstring ..,$(SEEDS)),$(SEEDS),1..$(SEEDS))
 
 .DEFAULT_GOAL := build
 .PHONY: build run test bench soak format format-check clean
@@ -36,7 +38,7 @@ bench:
 soak:
 	@scripts/install-packages.sh build
 	$(SWIFT) build $(SWIFT_FLAGS) --product sluice-sim
-	.build/$(CONFIGURATION)/sluice-sim run --seeds $(SEEDS)
+	.build/$(CONFIGURATION)/sluice-sim run --seeds $(SEED_RANGE)
 
 format:
 	$(SWIFT) format format --in-place --recursive $(FORMATTED)

@@ -130,7 +130,8 @@ def run_points(directory, names):
 
 
 def main():
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     wanted = options()
     names = chosen(wanted.servers, servers.ALL)
     rows = chosen(wanted.rows, [row.name for row in loads.rows("1g", 1)])

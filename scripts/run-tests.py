@@ -92,15 +92,18 @@ def run_logged(command, output, environment, quiet):
 
 
 def show_end(log):
-    for line in log.read_text(errors="replace").splitlines()[-60:]:
+    """What went wrong in a quiet stage: the lines that say so, and the last ones."""
+    lines = log.read_text(errors="replace").splitlines()
+    telling = [line for line in lines[:-30] if "\u2718" in line or "error:" in line]
+    for line in telling[:60] + lines[-30:]:
         print("   " + line)
 
 
 def count_swift(log, _):
     """Counts Swift Testing's own lines, one for each test (and one for each suite, left out)."""
     text = log.read_text(errors="replace")
-    passed = len(re.findall(r"^\S+ Test (?!run |case )\S.* passed after ", text, re.M))
-    failed = len(re.findall(r"^\S+ Test (?!run |case )\S.* failed after ", text, re.M))
+    passed = len(re.findall(r"^\S+ Test (?!run with |case passing )\S.* passed after ", text, re.M))
+    failed = len(re.findall(r"^\S+ Test (?!run with |case passing )\S.* failed after ", text, re.M))
     return passed, failed
 
 
@@ -112,10 +115,19 @@ def count_summary(_, summary):
     return counts["passed"], counts["failed"]
 
 
-def count_plain(log, _):
-    """Counts by a closing line `N passed, M failed`, perhaps after a word and a colon."""
-    found = re.findall(r"^(?:\w+: )?(\d+) passed, (\d+) failed", log.read_text(), re.M)
-    return tuple(map(int, found[-1])) if found else (0, 0)
+def count_seeds(log, _):
+    """Counts the simulator's seeds."""
+    text = log.read_text(errors="replace")
+    run = re.findall(r"^(\d+) seeds, ", text, re.M)
+    failed = len(re.findall(r"^seed \d+ FAILED", text, re.M))
+    return max(0, int(run[-1]) - failed) if run else 0, failed
+
+
+def count_planted(log, _):
+    """Counts the planted faults: one is a test of the simulator, passed when it is caught."""
+    text = log.read_text(errors="replace")
+    caught = len(re.findall(r"^\s+caught after ", text, re.M))
+    return caught, len(re.findall(r"^\s+not caught by ", text, re.M))
 
 
 def stages():
@@ -127,7 +139,9 @@ def stages():
                         for product in ("sluice", "sluice-sim")], quiet=True),
         Stage("unit", [SWIFT + ["test", *RELEASE, "--disable-testable-imports"]],
               count=count_swift, quiet=True),
-        Stage("simulation", [[".build/release/sluice-sim", "run", "--seeds", SEEDS]]),
+        Stage("simulation", [[".build/release/sluice-sim", "run", "--seeds", f"1..{SEEDS}"]],
+              count=count_seeds),
+        Stage("planted", [[".build/release/sluice-sim", "planted"]], count=count_planted),
         Stage("interop", [[python, "Tests/Interop/run.py"]], count=count_summary),
         Stage("crash", [[python, "Tests/Crash/run.py"]], count=count_summary),
         Stage("guest", [[python, "Tests/Guest/run.py"]], count=count_summary),
@@ -137,7 +151,8 @@ def stages():
 def main():
     sys.stdout.reconfigure(errors="replace")
     # However this ends, the stages are told and clean up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     wanted = sys.argv[1:]
     known = stages()
     names = [stage.name for stage in known]

@@ -118,7 +118,9 @@ func showPool(_ directory: String, json: Bool) throws {
     let resolved = PoolDirectory.resolve(path, in: directory)
     let (label, error) = peek(resolved)
     if let label { found.append((resolved, label)) }
-    if let error { Output.report(error) } else if label == nil {
+    if let error {
+      Output.report(error)
+    } else if label == nil {
       Output.report("“\(resolved)” carries no valid label of Sluice")
     }
   }

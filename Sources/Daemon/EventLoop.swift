@@ -26,8 +26,8 @@ package final class EventLoop<E: BlockEngine> {
     package var connections = 1024
     /// Payload memory of all connections, in bytes; a multiple of 256 KiB.
     package var payloadMemory = 64 << 20
-    /// How long a peer may stand still, in nanoseconds, with memory that others wait for; then its
-    /// connection is ended.
+    /// How long a peer may stand still, in nanoseconds, with memory that others wait for, or with
+    /// one of all the connections and no disk; then its connection is ended.
     package var patience: UInt64 = 10_000_000_000
     /// Whether SIGTERM and SIGINT end this loop (`StopSignals`).
     package var obeysSignals = true

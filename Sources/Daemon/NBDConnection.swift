@@ -41,7 +41,11 @@ final class NBDConnection {
   var isShut = false
   var isClosed = false
 
-  init(descriptor: Int32, session: NBDSession, generation: UInt32) {
+  /// When it was accepted.
+  let since: UInt64
+
+  init(descriptor: Int32, session: NBDSession, generation: UInt32, since: UInt64) {
+    self.since = since
     self.descriptor = descriptor
     self.session = session
     self.generation = generation

@@ -104,7 +104,7 @@ final class NBDFrontEnd {
     case 1...: break  // The connection ended before it was taken.
     default:
       listener.prepare(connection: result)
-      open(result)
+      open(result, now: now)
     }
     accept(index)
   }
@@ -114,19 +114,31 @@ final class NBDFrontEnd {
     listeners[index] = nil
   }
 
-  private func open(_ descriptor: Int32) {
+  private func open(_ descriptor: Int32, now: UInt64) {
     guard let slot = freeSlots.popLast() else {
       close(descriptor)
-      return
+      return evictSilent(now: now)
     }
     let generation = nextGeneration
     nextGeneration &+= 1
     let base = UInt64(slot) << 48 | UInt64(generation) << 16
     connections[slot] = NBDConnection(
       descriptor: descriptor, session: NBDSession(memory: memory, tokenBase: base),
-      generation: generation)
+      generation: generation, since: now)
     connectionCount += 1
     touch(slot)
+  }
+
+  /// Every slot is taken: ends the connections that have not asked for a disk in all this time, so
+  /// that a client that tries again gets in.
+  private func evictSilent(now: UInt64) {
+    for (slot, connection) in connections.enumerated() {
+      guard let connection, connection.session.exportName == nil,
+        now > connection.since + patience
+      else { continue }
+      connection.isDead = true
+      touch(slot)
+    }
   }
 
   // MARK: Events of the ring

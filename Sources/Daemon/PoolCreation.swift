@@ -140,7 +140,8 @@ package enum PoolCreation {
     let roots = AlignedMemory(
       bytes: Int(VolumeLayout.units * VolumeLayout.rootRing) * blockSize)
     try file.write(
-      offset: VolumeLayout.roots << blockShift, from: roots.base, length: roots.count, durable: true)
+      offset: VolumeLayout.roots << blockShift, from: roots.base, length: roots.count, durable: true
+    )
     let memory = AlignedMemory(bytes: blockSize)
     label.encode(to: memory.base)
     for block in [VolumeLayout.label, VolumeLayout.labelCopy] {

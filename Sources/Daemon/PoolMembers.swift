@@ -42,7 +42,8 @@ package struct PoolMembers {
       }
       guard label.role == .volume, Int(label.volumeIndex) == index else {
         throw PoolError(
-          "“\(path)” is not volume \(index) of the pool; run `sluice pool open` with all its devices")
+          "“\(path)” is not volume \(index) of the pool; run `sluice pool open` with all its devices"
+        )
       }
       volumes.append(file)
       volumeLabels.append(label)

@@ -60,19 +60,33 @@ package final class Listener: Sendable {
     return Listener(descriptor: fd, address: address, inode: inode)
   }
 
+  /// How long a socket may answer on after its daemon was killed, in units of 20 ms: the kernel
+  /// takes a dead process's ring down in its own time, and until then the ring holds the socket.
+  private static let farewells = 500
+
   /// Removes a socket that a dead daemon left behind.
   private static func removeStale(_ path: String) throws(ListenError) {
-    var status = stat()
-    guard lstat(path, &status) == 0 else { return }
-    guard status.st_mode & S_IFMT == S_IFSOCK else { throw .notASocket(path) }
+    for _ in 0..<farewells {
+      var status = stat()
+      guard lstat(path, &status) == 0 else { return }
+      guard status.st_mode & S_IFMT == S_IFSOCK else { throw .notASocket(path) }
+      if try !answers(path) {
+        unlink(path)
+        return
+      }
+      usleep(20_000)
+    }
+    throw .answered(path)
+  }
+
+  private static func answers(_ path: String) throws(ListenError) -> Bool {
     // Non-blocking: a daemon whose queue of connections is full answers too.
     let kind = SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue
     let fd = socket(AF_UNIX, Int32(kind), 0)
     guard fd >= 0 else { throw .failed(address: path, errno: errno) }
     defer { Glibc.close(fd) }
     let result = withUnixAddress(path) { connect(fd, $0, $1) }
-    guard result != 0, errno == ECONNREFUSED || errno == ENOENT else { throw .answered(path) }
-    unlink(path)
+    return result == 0 || (errno != ECONNREFUSED && errno != ENOENT)
   }
 
   /// `path` is short enough.
@@ -155,11 +169,19 @@ package final class Listener: Sendable {
     }
   }
 
-  /// What a new connection needs: small messages leave at once on TCP.
+  /// Bytes that the system may hold for a UNIX socket's peer: with its default of 208 KiB a reply of
+  /// 1 MiB takes several turns. TCP finds its own size.
+  private static let sendBuffer: Int32 = 512 << 10
+
+  /// What a new connection needs: room for replies, and on TCP that small messages leave at once.
   package func prepare(connection: Int32) {
-    guard isTCP else { return }
-    var on: Int32 = 1
-    setsockopt(connection, Int32(IPPROTO_TCP), TCP_NODELAY, &on, 4)
-    setsockopt(connection, SOL_SOCKET, SO_KEEPALIVE, &on, 4)
+    if isTCP {
+      var on: Int32 = 1
+      setsockopt(connection, Int32(IPPROTO_TCP), TCP_NODELAY, &on, 4)
+      setsockopt(connection, SOL_SOCKET, SO_KEEPALIVE, &on, 4)
+    } else {
+      var size = Self.sendBuffer
+      setsockopt(connection, SOL_SOCKET, SO_SNDBUF, &size, 4)
+    }
   }
 }

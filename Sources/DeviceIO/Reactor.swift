@@ -45,6 +45,8 @@ package final class Reactor {
   package let waker: Waker
   private var ring: Ring
   private var files: [DeviceFile?] = []
+  /// Devices that an operation has been submitted to.
+  private var isUsed: [Bool] = []
   private let slots: UnsafeMutablePointer<Slot>
   private let slotCount: Int
   private var freeSlots: [Int32]
@@ -83,11 +85,15 @@ package final class Reactor {
 
   // MARK: Devices
 
-  /// Makes `file` known as `index` and keeps it open from now on.
+  /// Makes `file` known as `index` and keeps it open from now on. It may take the place of one that
+  /// was never used: a volume that the engine has refused.
   package func attach(_ file: DeviceFile, as index: DeviceIndex) {
     let place = Int(index.raw)
-    while files.count <= place { files.append(nil) }
-    invariant(files[place] == nil, "device \(place) is attached twice")
+    while files.count <= place {
+      files.append(nil)
+      isUsed.append(false)
+    }
+    invariant(!isUsed[place], "device \(place) is in use and another one is attached as it")
     files[place] = file
   }
 
@@ -111,6 +117,7 @@ package final class Reactor {
     let slot = slots[index]
     let op = slot.op
     guard let file = file(op.device) else { return finish(index, ENODEV) }
+    isUsed[Int(op.device.raw)] = true
     let fd = file.descriptor
     let data = Self.data(.device, index)
     let offset = op.offset + slot.done

@@ -134,7 +134,7 @@ extension Simulation {
     case .rename:
       guard let new = freeName() else { return }
       change(disk, .rename(to: new), .rename(name: disk.name, to: new))
-    case .grow: resize(disk, to: disk.size + randomSize() / 4)
+    case .grow: resize(disk, to: disk.size + randomSize() / 4 / 512 * 512)
     case .shrink: resize(disk, to: shrunk(disk))
     case .set: setAttributes(disk)
     case .setReadOnly:
@@ -156,18 +156,11 @@ extension Simulation {
   /// Names of the tree's shape, among them a long one and some that begin alike.
   private static let names: [String] =
     (1...12).map { "vm\($0)" } + (1...6).map { "lab/vm\($0)" }
-    + [String(repeating: "n", count: 255), "a/b/c/d", "lab", "lab.old/vm1"]
+    + [String(repeating: "n", count: 255), "a/b/c/d", "lab.old/vm1"]
 
   private func freeName() -> String? {
     let name = adminRandom.pick(Self.names)
-    // A disk and a directory can't share a name.
-    let clash = catalog.disks.contains { disk in
-      guard disk.existence != .gone else { return false }
-      var names = [disk.name]
-      if case .rename(let new) = disk.pending { names.append(new) }
-      return names.contains { $0.hasPrefix(name + "/") || name.hasPrefix($0 + "/") }
-    }
-    return clash || catalog.isTaken(name) ? nil : name
+    return catalog.isTaken(name) ? nil : name
   }
 
   private func randomSize() -> UInt64 {
@@ -179,11 +172,14 @@ extension Simulation {
     if profile.giantOneIn > 0 && adminRandom.oneIn(profile.giantOneIn) {
       size = 64 << 40
     }
-    let disk = catalog.add(name: name, size: size, durability: pool.plan.durability)
+    let disk = catalog.add(name: name, size: size, pool: pool.plan.durability)
     let hot = adminRandom.within(profile.hotKiB) * 2
-    let places: [UInt64] = size >= 1 << 40 ? [0, size / 1024 - 4096, size / 512 - 4096] : [
-      adminRandom.below(max(1, size / 512 - min(size / 512, hot)))
-    ]
+    let places: [UInt64] =
+      size >= 1 << 40
+      ? [0, size / 1024 - 4096, size / 512 - 4096]
+      : [
+        adminRandom.below(max(1, size / 512 - min(size / 512, hot)))
+      ]
     for place in places {
       let width = size >= 1 << 40 ? min(hot, 4096) : hot
       disk.hotRanges.append(place..<(place + width))
@@ -231,8 +227,7 @@ extension Simulation {
     let device = DeviceIndex.volume(pool.volumeCount)
     administrator.spareUsed += 1
     pool.volumeCount += 1
-    let uuid = UUIDBytes(random: &adminRandom)
-    system.label(pool, device, uuid)
+    let uuid = system.label(pool, device)
     harness[.volumeAdded] += 1
     administer(
       .addVolume(

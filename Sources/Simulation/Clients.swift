@@ -195,16 +195,32 @@ extension Simulation {
     request.flags = flags
     if let pattern {
       request.ownsSpace = disk.model.certainlyHoldsData(range, table)
-      let weak = disk.isWeak && !flags.contains(.forceUnitAccess)
-      let version = table.add(
-        WriteTable.Record(
-          submitted: table.tick(), disk: disk.number, firstSector: range.lowerBound,
-          sectorCount: UInt64(range.count), pattern: pattern,
-          weak: weak || profile.flipTailOneIn > 0))
-      disk.model.begin(version, table)
-      request.version = version
+      let changed = operation == .trim ? wholeBlocks(range, disk) : range
+      if !changed.isEmpty {
+        request.version = begin(changed, disk, pattern, flags.contains(.forceUnitAccess))
+      }
     }
     submit(request)
+  }
+
+  private func begin(
+    _ range: Range<UInt64>, _ disk: ModelDisk, _ pattern: WriteTable.Pattern, _ isForced: Bool
+  ) -> Stamp.Version {
+    let version = table.add(
+      WriteTable.Record(
+        submitted: table.tick(), disk: disk.number, firstSector: range.lowerBound,
+        sectorCount: UInt64(range.count), pattern: pattern,
+        weak: (disk.isWeak && !isForced) || profile.flipTailOneIn > 0))
+    disk.model.begin(version, table)
+    return version
+  }
+
+  /// What a trim changes: the whole blocks in its range; the edges stay as they are.
+  private func wholeBlocks(_ range: Range<UInt64>, _ disk: ModelDisk) -> Range<UInt64> {
+    let first = (range.lowerBound + 7) / 8 * 8
+    let isEnd = range.upperBound == disk.sectors && !disk.isBeingResized
+    let end = isEnd ? range.upperBound : range.upperBound / 8 * 8
+    return first < end ? first..<end : 0..<0
   }
 
   func submit(_ request: Request) {
@@ -213,6 +229,7 @@ extension Simulation {
     request.submittedAt = queue.now
     request.submittedInTrouble = isInTrouble
     if case .client(let i) = request.purpose { clients[i].outstanding += 1 }
+    if request.isRead { request.disk.model.readBegan(request.asked) }
     let slot = requests.take(request)
     if request.operation == .write, let version = request.version {
       let start = requests.memory(slot) + Int(request.offset % UInt64(blockSize))

@@ -18,6 +18,7 @@ extension Simulation {
     case .invalid: try refusedInvalid(request)
     case .stopping: try refusedStopping(request)
     }
+    if request.isRead { request.disk.model.readEnded(request.asked) }
     requests.give(slot)
     // An engine that reads from memory does no device operations that a crash could wait for.
     if phase == .verifying, let left = crashCountdown, left > 1 { crashCountdown = left - 1 }
@@ -32,7 +33,9 @@ extension Simulation {
   private func succeeded(
     _ request: Request, _ slot: Int, _ completion: BlockCompletion
   ) throws(Violation) {
-    if request.mustRefuse { throw Violation("an invalid request was carried out: \(request.describe)") }
+    if request.mustRefuse {
+      throw Violation("an invalid request was carried out: \(request.describe)")
+    }
     switch request.operation {
     case .read:
       harness[.ackedRead] += 1
@@ -54,8 +57,9 @@ extension Simulation {
     if disk.readOnly && !disk.readOnlyChanged {
       throw Violation("a read-only disk was written: \(request.describe)")
     }
-    table.end(request.version!, .acknowledged)
-    disk.model.acknowledge(request.version!, table)
+    guard let version = request.version else { return }
+    table.end(version, .acknowledged)
+    disk.model.acknowledge(version, table)
     if request.flags.contains(.forceUnitAccess) && profile.flipTailOneIn == 0 {
       table.raiseDurable(to: request.asked)
     }
@@ -105,7 +109,10 @@ extension Simulation {
       }
       let unit = UInt64(sectorSize)
       let sectors = ((at + unit - 1) / unit)..<((at + item.length) / unit)
-      if item.isHole, let data = request.disk.model.sectorWithData(sectors, table) {
+      if item.isHole,
+        let data = request.disk.model.sectorWithData(
+          sectors, asked: request.asked, table)
+      {
         throw Violation("sector \(data) is reported as a hole but holds data: \(request.describe)")
       }
       at += item.length

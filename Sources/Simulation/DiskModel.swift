@@ -17,6 +17,9 @@ import Core
 // be a prefix: `PrefixWitness` collects the earliest end of a lost write and the latest
 // submission of a surviving one.
 //
+// A read that was submitted before a version left may still return it: `ghosts` keeps what left
+// while reads are open, with the tick at which it did.
+//
 // A 4 KiB block is all or nothing: no sector may show a write while another sector that the same
 // write covers shows something certainly older.
 
@@ -58,6 +61,16 @@ struct DiskModel {
   private var sectors: [Candidates] = []
   /// Trims and the like that are not over: a block that is first written meanwhile may be hit.
   private var openZeros: [Version] = []
+
+  /// When the reads that are not over were submitted.
+  private var openReads: [Tick] = []
+  /// By place in `sectors`: what left while reads were open.
+  private var ghosts: [Int: [Ghost]] = [:]
+
+  private struct Ghost {
+    var version: Version
+    var left: Tick
+  }
 
   init(number: UInt16) { self.number = number }
 
@@ -117,8 +130,10 @@ struct DiskModel {
     let r = table[version]
     let durable = table.isDurable(version)
     let range = r.firstSector..<r.endSector
+    let haunts = !openReads.isEmpty
     for slot in touchedSlots(range) {
       for s in within(slot, range) {
+        if haunts { haunt(s, table) { $0 != version && table.isBefore($0, version) } }
         sectors[s].update { other, hidden in
           guard other != version, table.isBefore(other, version) else { return .keep }
           return durable ? .remove : .hide
@@ -156,9 +171,38 @@ struct DiskModel {
 
   private mutating func close(_ version: Version) { openZeros.removeAll { $0 == version } }
 
+  /// Keeps the readable versions that are about to leave for the reads that are open.
+  private mutating func haunt(
+    _ s: Int, _ table: WriteTable, _ leaves: (Version) -> Bool
+  ) {
+    var leaving: [Ghost] = []
+    sectors[s].forEach { version, hidden in
+      if !hidden && leaves(version) {
+        leaving.append(Ghost(version: version, left: table.now))
+      }
+    }
+    if !leaving.isEmpty { ghosts[s, default: []] += leaving }
+  }
+
+  mutating func readBegan(_ asked: Tick) { openReads.append(asked) }
+
+  mutating func readEnded(_ asked: Tick) {
+    if let i = openReads.firstIndex(of: asked) { openReads.swapAt(i, openReads.count - 1) }
+    _ = openReads.popLast()
+    if openReads.isEmpty { ghosts.removeAll(keepingCapacity: true) }
+  }
+
+  /// The versions that a read submitted at `asked` may return although they have left since.
+  private func ghosts(_ s: Int, _ asked: Tick, _ fits: (Version) -> Bool) -> [Version] {
+    guard let list = ghosts[s] else { return [] }
+    return list.filter { $0.left > asked && fits($0.version) }.map(\.version)
+  }
+
   /// A crash; `table.crash` came first. What a power cut may bring back is shown again.
   mutating func crash(powerCut: Bool, _ table: WriteTable) {
     openZeros.removeAll()
+    openReads.removeAll()
+    ghosts.removeAll()
     guard powerCut else { return }
     for s in sectors.indices where !sectors[s].isSettled {
       pruneOvertaken(s, table)
@@ -190,15 +234,18 @@ struct DiskModel {
     return true
   }
 
-  /// A sector of the range that can't be zeros, if there is one.
-  func sectorWithData(_ range: Range<UInt64>, _ table: WriteTable) -> UInt64? {
+  /// A sector of the range that could not be zeros at any time since `asked`, if there is one.
+  func sectorWithData(
+    _ range: Range<UInt64>, asked: Tick, _ table: WriteTable
+  ) -> UInt64? {
     for slot in touchedSlots(range) {
       for s in within(slot, range) {
         let sector = touched[Int(slot)] * 8 + UInt64(s % 8)
         let mayBeZero = sectors[s].contains { version, hidden in
           !hidden && table.isZero(version, sector: sector)
         }
-        if !mayBeZero { return sector }
+        if mayBeZero { continue }
+        if ghosts(s, asked, { table.isZero($0, sector: sector) }).isEmpty { return sector }
       }
     }
     return nil
@@ -221,27 +268,31 @@ struct DiskModel {
     // What each sector may be showing; more than one entry only for zeros.
     var shown = InlineArray<8, Version>(repeating: 0)
     var ambiguous = false
+    // Sectors (a bit each) that show what has left since the read was submitted.
+    var late: UInt8 = 0
     for sector in range {
       let at = memory + Int(sector - range.lowerBound) * sectorSize
       let s = base + Int(sector)
       let content = Stamp.content(at, disk: number, sector: sector)
       switch content {
       case .version(let version):
-        try requireReadable(version, s, sector, table)
+        if try !isReadable(version, s, sector, asked, table) { late |= 1 << UInt8(sector % 8) }
         shown[Int(sector % 8)] = version
       case .zero:
         let zeros = readableZeros(s, sector, table)
-        guard let one = zeros.version else {
+        let gone = ghosts(s, asked) { table.isZero($0, sector: sector) }
+        guard let one = zeros.version ?? gone.first else {
           throw Violation("\(place(sector)) reads as zeros, but may hold \(list(s, table))")
         }
-        if zeros.count > 1 { ambiguous = true }
+        if !gone.isEmpty { late |= 1 << UInt8(sector % 8) }
+        if zeros.count + gone.count > 1 { ambiguous = true }
         shown[Int(sector % 8)] = one
       case .foreign(let what):
         throw Violation("\(place(sector)) holds \(what), but may hold \(list(s, table))")
       }
     }
     if !ambiguous { try checkWhole(shown, range, table) }
-    for sector in range {
+    for sector in range where late & (1 << UInt8(sector % 8)) == 0 {
       settle(base + Int(sector), shown[Int(sector % 8)], sector, asked, table, &witness)
     }
   }
@@ -258,20 +309,22 @@ struct DiskModel {
     }
   }
 
-  private func requireReadable(
-    _ version: Version, _ s: Int, _ sector: UInt64, _ table: WriteTable
-  ) throws(Violation) {
+  /// Whether the version may be read now; false when it only could when the read was submitted.
+  private func isReadable(
+    _ version: Version, _ s: Int, _ sector: UInt64, _ asked: Tick, _ table: WriteTable
+  ) throws(Violation) -> Bool {
     if sectors[s].isSettled && sectors[s].leading == version
       && !table.isZero(version, sector: sector)
     {
-      return
+      return true
     }
     if sectors[s].contains(where: { $0 == version && !$1 }) {
       if table.isZero(version, sector: sector) {
         throw Violation("\(place(sector)) shows \(table.describe(version)), which writes zeros")
       }
-      return
+      return true
     }
+    if !ghosts(s, asked, { $0 == version }).isEmpty { return false }
     guard Int(version) < table.records.count else {
       throw Violation("\(place(sector)) holds a write \(version) that never was")
     }
@@ -304,9 +357,10 @@ struct DiskModel {
       for b in range where shown[Int(b % 8)] != w && table[w].covers(b) {
         let x = shown[Int(b % 8)]
         if table.isBefore(x, w) || table[x].covers(a) {
+          let all = range.map { "\(shown[Int($0 % 8)])" }.joined(separator: " ")
           throw Violation(
             "\(place(a)) shows \(table.describe(w)), but \(place(b)), which it covers too, "
-              + "shows \(table.describe(x))")
+              + "shows \(table.describe(x)); the block's versions are \(all)")
         }
       }
     }
@@ -324,6 +378,9 @@ struct DiskModel {
     }
     let isZero = table.isZero(shown, sector: sector)
     let stays = !table[shown].weak || table[shown].ended < table.durableBefore
+    if openReads.count > 1 {
+      haunt(s, table) { $0 != shown && table[$0].ended < asked && table[$0].state != .failed }
+    }
     sectors[s].update { version, hidden in
       if version == shown { return .keep }
       let record = table[version]

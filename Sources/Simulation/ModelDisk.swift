@@ -18,7 +18,7 @@ final class ModelDisk {
   var name: String
   /// In bytes.
   var size: UInt64
-  var durability: Durability
+  var durability = Durability.always
   var readOnly = false
   var comment = ""
   /// Known once a reply has carried it; never changes, never used again.
@@ -35,11 +35,13 @@ final class ModelDisk {
   /// When a rename was confirmed last.
   var renamedAt: WriteTable.Tick = 0
 
-  init(number: UInt16, name: String, size: UInt64, durability: Durability) {
+  private let poolIsWeak: Bool
+
+  init(number: UInt16, name: String, size: UInt64, pool: Durability) {
     self.number = number
     self.name = name
     self.size = size
-    self.durability = durability
+    poolIsWeak = pool == .flush
     model = DiskModel(number: number)
   }
 
@@ -51,10 +53,17 @@ final class ModelDisk {
     return sectors
   }
 
-  /// Whether writes may be weak: durability is, or may just be becoming, `flush`.
+  /// Whether writes may be weak: durability is, or may just be becoming, `flush`, the disk's own or
+  /// the whole pool's.
   var isWeak: Bool {
+    if poolIsWeak { return true }
     if case .set(let change) = pending, change.durability == .flush { return true }
     return durability == .flush
+  }
+
+  var isBeingResized: Bool {
+    if case .resize = pending { return true }
+    return false
   }
 
   var isBeingDeleted: Bool {
@@ -85,11 +94,15 @@ final class ModelDisk {
   func check(_ info: DiskInfo) throws(Violation) {
     let what = "disk “\(name)”"
     if info.name != name { throw Violation("\(what) is shown as “\(info.name)”") }
-    if info.size != size { throw Violation("\(what) is shown with \(info.size) bytes, not \(size)") }
+    if info.size != size {
+      throw Violation("\(what) is shown with \(info.size) bytes, not \(size)")
+    }
     if info.durability != durability { throw Violation("\(what) has the wrong durability") }
     if info.readOnly != readOnly { throw Violation("\(what) has the wrong read-only attribute") }
     if info.comment != comment { throw Violation("\(what) has the wrong comment") }
-    if let id, info.id != id { throw Violation("\(what) changed its id from \(id.raw) to \(info.id.raw)") }
+    if let id, info.id != id {
+      throw Violation("\(what) changed its id from \(id.raw) to \(info.id.raw)")
+    }
     id = info.id
   }
 }
@@ -99,9 +112,8 @@ struct CatalogModel {
   private(set) var disks: [ModelDisk] = []
   private var seenIDs: [ObjectID: UInt16] = [:]
 
-  mutating func add(name: String, size: UInt64, durability: Durability) -> ModelDisk {
-    let disk = ModelDisk(
-      number: UInt16(disks.count + 1), name: name, size: size, durability: durability)
+  mutating func add(name: String, size: UInt64, pool: Durability) -> ModelDisk {
+    let disk = ModelDisk(number: UInt16(disks.count + 1), name: name, size: size, pool: pool)
     disk.pending = .create
     disks.append(disk)
     return disk

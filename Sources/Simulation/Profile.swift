@@ -88,8 +88,7 @@ package struct Profile: Sendable {
   var weight: UInt64 = 10
 
   // The pool; sizes in MiB.
-  var logMiB: ClosedRange<UInt64> = 8...24
-  var segmentKiB: [UInt64] = [512, 1024, 2048]
+  var logMiB: ClosedRange<UInt64> = 9...32
   var volumeMiB: ClosedRange<UInt64> = 96...256
   var volumes: ClosedRange<UInt64> = 1...3
   var spareVolumes: UInt64 = 1
@@ -172,8 +171,7 @@ extension Profile {
     Profile(name: "mixed") { $0.weight = 20 },
     Profile(name: "small-log") {
       $0.weight = 15
-      $0.logMiB = 6...8
-      $0.segmentKiB = [512]
+      $0.logMiB = 9...10
       $0.operations = rewriting
       $0.connections = 4...8
     },
@@ -297,7 +295,6 @@ extension Profile {
     }
     var plan = PoolPlan(seed: seed, log: log, volumes: Array(drawn.prefix(Int(count))))
     plan.spareVolumes = Array(drawn.dropFirst(Int(count)))
-    plan.segmentBytes = random.pick(segmentKiB) * 1024
     plan.cacheBytes = Int(random.pick(cacheMiB) * mebi)
     plan.durability = durability.draw(&random)
     plan.planted = planted

@@ -30,6 +30,9 @@ struct Request {
   /// Faults at its submission excuse it.
   var submittedInTrouble = false
 
+  /// Whether it looks at content.
+  var isRead: Bool { operation == .read || operation == .status }
+
   var sectorRange: Range<UInt64> {
     let unit = UInt64(sectorSize)
     return (offset / unit)..<((offset + length) / unit)

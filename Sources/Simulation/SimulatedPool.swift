@@ -14,8 +14,6 @@ package struct PoolPlan: Sendable {
   package var volumes: [DevicePlan]
   /// Volumes that may be added while the pool is served; their devices exist from the start.
   package var spareVolumes: [DevicePlan] = []
-  /// The length of a log segment in bytes: small, so that summaries are met.
-  package var segmentBytes: UInt64 = 1 << 20
   package var cacheBytes = 16 << 20
   /// Of disks that are created without saying so.
   package var durability = Durability.always
@@ -168,7 +166,8 @@ package final class SimulatedPool {
   }
 
   private func validate(_ op: DeviceOp) throws(Violation) {
-    let what = "the engine issued \(op.kind) at \(op.offset)+\(op.length) of device \(op.device.raw)"
+    let what =
+      "the engine issued \(op.kind) at \(op.offset)+\(op.length) of device \(op.device.raw)"
     guard Int(op.device.raw) < devices.count else { throw Violation("\(what), which is none") }
     if op.kind == .flush { return }
     let size = devices[Int(op.device.raw)].plan.size
@@ -193,6 +192,8 @@ package final class SimulatedPool {
     case completed(DeviceOp, DeviceCompletion)
     /// Of an engine that was killed: done, and nobody to tell.
     case landed
+    /// Of an engine that was killed, and not done before the time given.
+    case goesOn(until: UInt64)
     /// The device hangs: nothing is done before it comes back.
     case hangs
   }
@@ -206,6 +207,7 @@ package final class SimulatedPool {
       injected.last = now
       return .hangs
     }
+    if flight.doneAt > now { return .goesOn(until: flight.doneAt) }
     let error = try perform(flight, slot, device, now: now)
     let wasAlive = flight.incarnation == incarnation && flight.copy == nil
     forget(slot)
@@ -328,11 +330,12 @@ package final class SimulatedPool {
 
   // MARK: Crashes
 
-  /// The engine's process is killed: what it had issued goes on by itself.
+  /// The engine's process is killed: what it had issued goes on by itself, sometimes for long.
   /// - Returns: when the last of it is done: from then on a restart gets the lock.
   func kill(now: UInt64) -> UInt64 {
     incarnation += 1
     var last = now
+    let delay: UInt64 = fate.oneIn(2) ? 0 : fate.pick([1_000_000, 60_000_000])
     for slot in flights.indices where flights[slot].inUse {
       switch flights[slot].op.kind {
       case .read:
@@ -348,6 +351,7 @@ package final class SimulatedPool {
         }
       case .flush, .discard, .allocate: break
       }
+      if delay > 0 { flights[slot].doneAt = max(flights[slot].doneAt, now + fate.below(delay)) }
       if !flights[slot].hung { last = max(last, flights[slot].doneAt) }
     }
     return last
@@ -435,7 +439,8 @@ package final class SimulatedPool {
         let mask = writeFate.mask(sectorInWrite: i * 8, sectors: count * 8, random: &fate)
         if op.kind == .discard && !device.isDurable(block: block) { continue }
         device.mergeDurable(
-          block: block, from: op.kind == .discard ? nil : source.map { UnsafeRawPointer($0 + i * blockSize) },
+          block: block,
+          from: op.kind == .discard ? nil : source.map { UnsafeRawPointer($0 + i * blockSize) },
           sectors: mask)
       }
     }

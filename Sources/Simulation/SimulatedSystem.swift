@@ -8,8 +8,9 @@ package struct SimulatedSystem: Sendable {
   /// Starts an engine on the pool; `seed` is for whatever randomness it needs, another for each
   /// start.
   package var start: @Sendable (_ pool: SimulatedPool, _ seed: UInt64) -> any BlockEngine
-  /// Labels a spare device as a volume of the pool, as `pool add` does before it asks the engine.
-  package var label: @Sendable (_ pool: SimulatedPool, DeviceIndex, UUIDBytes) -> Void
+  /// Labels a spare device as a volume of the pool, as `pool add` does before it asks the engine,
+  /// and returns the new member's UUID.
+  package var label: @Sendable (_ pool: SimulatedPool, DeviceIndex) -> UUIDBytes
   /// The offline check: complaints about a pool that no engine has open.
   package var check: @Sendable (SimulatedPool) -> [String]
   /// How often the engine took its rare paths so far.
@@ -24,7 +25,7 @@ package struct SimulatedSystem: Sendable {
   package init(
     format: @escaping @Sendable (SimulatedPool) -> Void,
     start: @escaping @Sendable (SimulatedPool, UInt64) -> any BlockEngine,
-    label: @escaping @Sendable (SimulatedPool, DeviceIndex, UUIDBytes) -> Void = { _, _, _ in },
+    label: @escaping @Sendable (SimulatedPool, DeviceIndex) -> UUIDBytes = { _, _ in .zero },
     check: @escaping @Sendable (SimulatedPool) -> [String] = { _ in [] },
     rarePaths: @escaping @Sendable (any BlockEngine) -> RarePathCounters = { _ in
       RarePathCounters()
@@ -50,7 +51,7 @@ package enum HarnessPath: Int, CaseIterable, Sendable {
   case decidedWrite, landedAfterKill, lockWaited
   case readError, writeError, flushError, spaceError, absence
   case flippedData, flippedMetadata, flippedLog, flippedTail
-  case ackedRead, ackedWrite, refusedRequest, eioExcused, noSpaceSeen
+  case ackedRead, ackedWrite, refusedRequest, eioExcused, noSpaceSeen, gaveUp
   case diskCreated, diskDeleted, diskRenamed, diskResized, volumeAdded, waitedForSlot
 }
 

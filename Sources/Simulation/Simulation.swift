@@ -48,6 +48,9 @@ package final class Simulation {
   var phase = Phase.starting
   private var wakeAt: UInt64 = .max
   private var turns: UInt64 = 0
+  /// Turns in a row in which the engine was called because it asked for it, and did nothing.
+  private var idleTurns = 0
+  private var hasDoneNothing = false
 
   // The model.
   var table = WriteTable()
@@ -69,6 +72,8 @@ package final class Simulation {
   var damage = Damage()
   var activeFaults: [ActiveFault] = []
   var crashCountdown: UInt64?
+  /// The verification after the next restart is to be interrupted.
+  var crashesInVerification = false
   var crashKind = CrashKind.powerCut
   var nextCrashAt: UInt64 = .max
   var crashesLeft: UInt64 = 0
@@ -76,6 +81,8 @@ package final class Simulation {
   var consecutiveCrashes = 0
   var isLast = false
   var hasDeletedAll = false
+  /// What the last status found wrong.
+  var leak: String?
   var firstDisksLeft: UInt64 = 0
   var logWatch = LogWatch()
   /// When a change of the catalog was confirmed last.
@@ -154,6 +161,10 @@ package final class Simulation {
     guard let engine else { return }
     engine.step(now: queue.now, wallClock: 1_750_000_000_000_000_000 + queue.now)
     try drain(engine)
+    idleTurns = event.kind == .wake && gathered == 0 && hasDoneNothing ? idleTurns + 1 : 0
+    guard idleTurns < 200_000 else {
+      throw Violation("the engine wants to be called again and again, and does nothing")
+    }
     if crashCountdown == 0 || (crashCountdown == 1 && phase == .verifying) {
       crashCountdown = nil
       try crash(crashKind)
@@ -194,13 +205,16 @@ package final class Simulation {
       watchCompletion(op, slot: slot, error: completion.error)
       engine?.complete(completion)
     case .landed: harness[.landedAfterKill] += 1
+    case .goesOn(let time): queue.add(.device(slot), at: time)
     case .hangs: break
     }
   }
 
   /// Carries out what the engine asks for and hands on what it has finished.
   private func drain(_ engine: any BlockEngine) throws(Violation) {
+    hasDoneNothing = true
     while let op = engine.nextDeviceOp() {
+      hasDoneNothing = false
       let (slot, checksum) = try pool.issue(op, queue: &queue)
       watchIssue(op, slot: slot)
       trace.note(UInt64(op.kind.rawValue) << 32 | UInt64(op.device.raw), op.offset, op.length)
@@ -208,10 +222,12 @@ package final class Simulation {
       tell("  issue \(op.kind) \(op.offset)+\(op.length) on device \(op.device.raw)")
     }
     while let completion = engine.nextCompletion() {
+      hasDoneNothing = false
       trace.note(completion.token, UInt64(completion.status.rawValue), UInt64(completion.count))
       try completed(completion)
     }
     while let (token, reply) = engine.nextControlReply() {
+      hasDoneNothing = false
       trace.note(token, queue.now, 3)
       try replied(token, reply)
     }
@@ -239,12 +255,7 @@ package final class Simulation {
   }
 
   private func advance(_ engine: any BlockEngine) throws(Violation) {
-    if let failure = engine.failure {
-      guard damage.mayRefuseToOpen else { throw Violation("the engine gave up: \(failure)") }
-      tell("the engine refuses to open, as it may: \(failure)")
-      phase = .finished
-      return
-    }
+    if let failure = engine.failure { return try gaveUp(failure) }
     switch phase {
     case .recovering where engine.isReady: try recovered()
     case .verifying: try advanceVerification()
@@ -257,6 +268,19 @@ package final class Simulation {
       try crash(.cleanStop)
     default: break
     }
+  }
+
+  /// The engine can't go on. While devices fail that is a crash like any other; damage that was
+  /// done to the log's record tables may keep the pool shut for good.
+  private func gaveUp(_ failure: String) throws(Violation) {
+    tell("the engine gave up: \(failure)")
+    if damage.mayRefuseToOpen {
+      phase = .finished
+      return
+    }
+    guard isInTrouble else { throw Violation("the engine gave up: \(failure)") }
+    harness[.gaveUp] += 1
+    try crash(.kill)
   }
 
   // MARK: Liveness
@@ -286,7 +310,7 @@ extension SimulatedPool {
     let members = volumes.map {
       "\($0.plan.size >> 20)M\($0.plan.isSparseFile ? " sparse" : "")"
     }.joined(separator: ", ")
-    return "log \(plan.log.size >> 20)M, segments \(plan.segmentBytes >> 10)K, volumes \(members), "
+    return "log \(plan.log.size >> 20)M, volumes \(members), "
       + "cache \(plan.cacheBytes >> 20)M, durability \(plan.durability)"
   }
 }

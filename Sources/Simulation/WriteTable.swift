@@ -102,7 +102,7 @@ struct WriteTable {
 
   private static func scramble(_ x: UInt64) -> UInt64 {
     let y = (x ^ (x >> 30)) &* 0xBF58_476D_1CE4_E5B9
-    return (y ^ (y >> 27)) &* 0x94D0_49BB_1331_11EB >> 20
+    return ((y ^ (y >> 27)) &* 0x94D0_49BB_1331_11EB) >> 40
   }
 
   /// Notes how a write ended.

@@ -54,12 +54,13 @@ struct RunOptions: ParsableArguments {
 }
 
 enum EngineChoice: String, ExpressibleByArgument, CaseIterable {
-  case toy
+  case sluice, toy
 
-  static let standard = EngineChoice.toy
+  static let standard = EngineChoice.sluice
 
   var system: SimulatedSystem {
     switch self {
+    case .sluice: .sluice
     case .toy: .toy
     }
   }
@@ -67,6 +68,7 @@ enum EngineChoice: String, ExpressibleByArgument, CaseIterable {
   /// The one kind of run that the engine can serve, if it can't serve all.
   var onlyProfile: Profile? {
     switch self {
+    case .sluice: nil
     case .toy: .forToy()
     }
   }

@@ -1,6 +1,5 @@
-import Testing
-
 import Core
+import Testing
 
 @Test func crc32cMatchesTheCheckValueOfTheCatalogue() {
   let digits = Array("123456789".utf8)

@@ -7,13 +7,14 @@ final class MemoryPool {
   var engine: Engine
   var now: UInt64 = 1
   let layout: PoolLayout
+  let isSparse: Bool
   var configure: (inout PoolConfiguration) -> Void
   private(set) var completions: [BlockCompletion] = []
   private(set) var replies: [UInt64: ControlReply] = [:]
   private var nextToken: UInt64 = 1
 
   init(
-    logMiB: Int = 17, volumesMiB: [Int] = [64],
+    logMiB: Int = 17, volumesMiB: [Int] = [64], isSparse: Bool = false,
     configure: @escaping (inout PoolConfiguration) -> Void = { $0.cacheBytes = 16 << 20 }
   ) {
     var random = SeededRandom(seed: 7)
@@ -24,8 +25,9 @@ final class MemoryPool {
       volumes: volumesMiB.map {
         .init(member: UUIDBytes(random: &random), sizeInBlocks: UInt64($0) << 8)
       })
+    self.isSparse = isSparse
     self.configure = configure
-    engine = Self.makeEngine(layout, devices, configure)
+    engine = Self.makeEngine(layout, isSparse, configure)
     for write in layout.writes() {
       let at = Int(write.offset)
       devices[Int(write.device.raw)].replaceSubrange(
@@ -36,7 +38,7 @@ final class MemoryPool {
   }
 
   static func makeEngine(
-    _ layout: PoolLayout, _ devices: [[UInt8]], _ configure: (inout PoolConfiguration) -> Void
+    _ layout: PoolLayout, _ isSparse: Bool, _ configure: (inout PoolConfiguration) -> Void
   ) -> Engine {
     var configuration = PoolConfiguration(
       pool: layout.pool, name: layout.name, log: LogGeometry(label: layout.logLabel)!,
@@ -44,7 +46,7 @@ final class MemoryPool {
         VolumeMember(
           member: $0.member,
           description: DeviceDescription(
-            size: $0.sizeInBlocks << 12, isSparseFile: false, canDiscard: false))
+            size: $0.sizeInBlocks << 12, isSparseFile: isSparse, canDiscard: isSparse))
       })
     configure(&configuration)
     return Engine(configuration)
@@ -52,7 +54,7 @@ final class MemoryPool {
 
   /// As after kill -9: memory is gone, the devices are as they are.
   func restart() {
-    engine = Self.makeEngine(layout, devices, configure)
+    engine = Self.makeEngine(layout, isSparse, configure)
     run { self.engine.isReady }
   }
 
@@ -89,6 +91,11 @@ final class MemoryPool {
     return DeviceCompletion(token: op.token, error: 0)
   }
 
+  func takeCompletions() -> [BlockCompletion] {
+    defer { completions.removeAll() }
+    return completions
+  }
+
   func control(_ request: ControlRequest) -> ControlReply {
     let token = nextToken
     nextToken += 1
@@ -112,7 +119,9 @@ final class MemoryPool {
   ) -> (status: BlockStatus, data: [UInt8]) {
     let memory = AlignedMemory(bytes: roundUp(max(length, 4096) + 8192, to: 4096))
     let start = memory.base + Int(offset % 4096)
-    if let data { data.withUnsafeBytes { start.copyMemory(from: $0.baseAddress!, byteCount: length) } }
+    if let data {
+      data.withUnsafeBytes { start.copyMemory(from: $0.baseAddress!, byteCount: length) }
+    }
     let token = nextToken
     nextToken += 1
     let isTaken = engine.submit(
@@ -233,6 +242,26 @@ func pattern(_ seed: UInt64, _ count: Int) -> [UInt8] {
     for i in 500..<600 {
       #expect(
         pool.io(.read, again, UInt64(i % 100) * 65536, 65536).data == pattern(UInt64(i), 65536))
+    }
+  }
+
+  @Test func manyLargeWritesAtOnceGoHomeOnASparseVolume() {
+    let pool = MemoryPool(isSparse: true)
+    _ = pool.control(.create(name: "a", size: 1 << 30))
+    let disk = pool.open("a")
+    for round in 0..<3 {
+      let memory = AlignedMemory(bytes: 16 << 18)
+      memory.base.initializeMemory(as: UInt8.self, repeating: 9, count: memory.count)
+      for i in 0..<16 {
+        let isTaken = pool.engine.submit(
+          BlockRequest(
+            operation: .write, disk: disk, offset: UInt64((2 << 20) + (i << 18)), length: 1 << 18,
+            memory: memory.base + (i << 18), token: UInt64(1000 + i)))
+        #expect(isTaken)
+      }
+      pool.run { pool.completions.count == 16 }
+      #expect(pool.takeCompletions().allSatisfy { $0.status == .ok })
+      if round == 1 { _ = pool.control(.flush) }
     }
   }
 

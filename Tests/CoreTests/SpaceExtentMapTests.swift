@@ -241,6 +241,8 @@ private struct ModelledMap {
       default: m.check(first, first + count)
       }
       if m.random.oneIn(50) { birth += 1 }
+      if m.random.oneIn(30) { m.space.startWrites(limit: Int(m.random.below(8))) }
+      if m.random.oneIn(10) { m.space.endWrite() }
       if m.random.oneIn(200) { m.space.spill(limit: Int(m.random.below(20))) }
       if m.random.oneIn(1500) {
         m.space.commit([m.map.tree])

@@ -93,6 +93,8 @@ private struct Modelled {
         let value = t.space.run { () throws(SpaceWait) in try t.tree.lookup(key)?.array }
         #expect(value == t.model[key])
       }
+      if t.random.oneIn(30) { t.space.startWrites(limit: Int(t.random.below(8))) }
+      if t.random.oneIn(10) { t.space.endWrite() }
       if t.random.oneIn(300) { t.space.spill(limit: Int(t.random.below(20))) }
       if t.random.oneIn(2000) {
         t.space.commit([t.tree])
@@ -114,5 +116,103 @@ private struct Modelled {
     }
     t.check()
     #expect(t.space.loads > 0 && t.space.spills > 0)
+  }
+}
+
+@Suite struct SpaceTreeShapeTests {
+  private func fill(_ keys: some Sequence<UInt64>) -> (tree: Tree, fill: Double) {
+    let space = ToySpace(seed: 1, cacheBytes: 16 << 20)
+    let tree = Tree(store: space.store, kind: .objects, owner: ObjectID(7))
+    for i in keys {
+      space.run { () throws(SpaceWait) in
+        try tree.insertOrReplace(TreeKey(hi: i), toyValue(1, 28))
+      }
+    }
+    let counts = space.run { () throws(SpaceWait) in try tree.verify() }
+    return (tree, Double(counts.leafBytes) / Double(counts.leaves * NodeFormat.capacity))
+  }
+
+  @Test func ascendingInsertionsFillLeavesWholly() {
+    #expect(fill(0..<20_000).fill > 0.98)
+  }
+
+  @Test func ascendingRunsInTheMiddleFillLeavesWellToo() {
+    let runs = (0..<20 as Range<UInt64>).reversed().flatMap { r in
+      (0..<1000 as Range<UInt64>).map { r * 100_000 + $0 }
+    }
+    #expect(fill(runs).fill > 0.9)
+  }
+
+  @Test func randomInsertionsFillLeavesToTwoThirds() {
+    #expect(fill((0..<20_000 as Range<UInt64>).map { $0 &* 48271 % 65521 }).fill > 0.6)
+  }
+
+  @Test func aTreeThatShrinksGivesUpItsNodes() {
+    let space = ToySpace(seed: 1, cacheBytes: 16 << 20)
+    let tree = Tree(store: space.store, kind: .objects, owner: ObjectID(7))
+    let keys = (0..<20_000 as Range<UInt64>).map { $0 &* 48271 % 65521 }
+    space.run { () throws(SpaceWait) in
+      for i in keys { try tree.insertOrReplace(TreeKey(hi: i), toyValue(1, 28)) }
+      for i in keys.dropFirst(1000) { try tree.remove(TreeKey(hi: i)) }
+    }
+    let counts = space.run { () throws(SpaceWait) in try tree.verify() }
+    #expect(counts.entries == 1000 && counts.leaves < 40 && tree.height == 2)
+    space.run { () throws(SpaceWait) in
+      for i in keys { try tree.remove(TreeKey(hi: i)) }
+    }
+    #expect(tree.isEmpty && tree.height == 0 && space.store.dirtyCount == 0)
+    #expect(tree.nodeDelta == 0 && space.allocator.inUse.isEmpty)
+  }
+
+  @Test func valuesOfEverySizeAreKept() {
+    let space = ToySpace(seed: 1)
+    let tree = Tree(store: space.store, kind: .objects, owner: ObjectID(7))
+    for size in (0...1024).reversed() {
+      space.run { () throws(SpaceWait) in
+        try tree.insertOrReplace(TreeKey(hi: UInt64(size)), toyValue(UInt64(size), size))
+      }
+    }
+    space.commit([tree])
+    for size in 0...1024 {
+      #expect(
+        space.run { () throws(SpaceWait) in
+          try tree.lookup(TreeKey(hi: UInt64(size)))?.array
+        } == toyValue(UInt64(size), size))
+    }
+  }
+
+  @Test func theGreatestKeysHaveTheirPlace() {
+    let space = ToySpace(seed: 1)
+    let tree = Tree(store: space.store, kind: .objects, owner: ObjectID(7))
+    let top = TreeKey(hi: .max, lo: .max)
+    space.run { () throws(SpaceWait) in
+      try tree.insertOrReplace(top, [1])
+      try tree.insertOrReplace(.least, [2])
+    }
+    var cursor = tree.cursor()
+    #expect(space.run { () throws(SpaceWait) in try cursor.next()?.key } == .least)
+    #expect(space.run { () throws(SpaceWait) in try cursor.next()?.key } == top)
+    #expect(space.run { () throws(SpaceWait) in try cursor.next() == nil })
+    #expect(space.run { () throws(SpaceWait) in try tree.ceiling(top)?.key } == top)
+    #expect(space.run { () throws(SpaceWait) in try tree.floor(top)?.key } == top)
+  }
+
+  @Test func aCursorGoesOnBehindWhatWasChanged() {
+    let space = ToySpace(seed: 1)
+    let tree = Tree(store: space.store, kind: .objects, owner: ObjectID(7))
+    space.run { () throws(SpaceWait) in
+      for i in 0..<1000 as Range<UInt64> { try tree.insertOrReplace(TreeKey(hi: i), [1]) }
+    }
+    var cursor = tree.cursor(from: TreeKey(hi: 100))
+    var seen: [UInt64] = []
+    while let key = space.run({ () throws(SpaceWait) in try cursor.next()?.key }) {
+      seen.append(key.hi)
+      // Removes what was returned, and every other key to come.
+      space.run { () throws(SpaceWait) in
+        try tree.remove(key)
+        try tree.remove(TreeKey(hi: key.hi + 1))
+      }
+    }
+    #expect(seen == Array(stride(from: 100, to: 1000, by: 2)))
   }
 }

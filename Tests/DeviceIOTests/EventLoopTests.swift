@@ -63,6 +63,20 @@ private let sizes = [1, 511, 4096, 4097, 65536, 262_144, 262_145, 1 << 20, (1 <<
     #expect(runner.stop() == .stopped)
   }
 
+  @Test func `connections that never ask for a disk can't keep the others out`() throws {
+    let runner = try LoopRunner(
+      limits: limits {
+        $0.connections = 3
+        $0.patience = 100_000_000
+      })
+    let served = try TestPeer(path: runner.socketPath).go("disk")
+    let silent = try (0..<2).map { _ in try TestPeer(path: runner.socketPath) }
+    #expect(runner.eventually { (try? TestPeer(path: runner.socketPath).go("disk")) != nil })
+    #expect(silent.allSatisfy { $0.isClosedByServer() })
+    try served.write([1], at: 0)
+    #expect(runner.stop() == .stopped)
+  }
+
   @Test func `an unknown name is refused and the connection may ask for another`() throws {
     let runner = try LoopRunner(limits: limits())
     #expect(throws: TestPeer.Failure.self) {

@@ -80,6 +80,17 @@ import Testing
     #expect(reactor.run(.flush, device: .volume(5)) == ENODEV)
   }
 
+  @Test func `a device that was never used gives way to another one`() throws {
+    let scratch = try Scratch()
+    let reactor = try Reactor()
+    for (name, size) in [("a", 4096), ("b", 1 << 20)] {
+      try DeviceFile.create(path: scratch.file(name), size: UInt64(size), writtenInFull: false)
+      reactor.attach(try DeviceFile(path: scratch.file(name)), as: .volume(1))
+    }
+    _ = try DeviceFile(path: scratch.file("a"), lockSeconds: 0)
+    #expect(reactor.run(.read, offset: 65536, AlignedMemory(bytes: 4096), device: .volume(1)) == 0)
+  }
+
   @Test func `a write to a device that was opened read-only fails and changes nothing`() throws {
     let scratch = try Scratch()
     try DeviceFile.create(path: scratch.file("d"), size: 1 << 20, writtenInFull: false)

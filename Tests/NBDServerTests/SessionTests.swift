@@ -219,8 +219,11 @@ private typealias Command = NBD.Command
     #expect(client.reply(read).isDone)
 
     client.harness.provider.limit = maximumPiece
+    client.harness.disk.isHeld = true
     let second = client.post(Command.read, offset: 4096, length: 2 << 20)
+    #expect(client.harness.disk.inWork == 1)
     client.harness.provider.limit = 0
+    client.harness.disk.isHeld = false
     #expect(isPattern(client.reply(second), 4096, 2 << 20))
     #expect(client.harness.provider.highest == inUse)
   }

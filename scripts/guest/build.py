@@ -75,12 +75,22 @@ def current_stamp():
 # Kernel
 
 
+def kernel_packages():
+    """The package that Debian's name for its newest kernel stands for, in a list; empty if none."""
+    done = subprocess.run(["apt-cache", "depends", "--important", KERNEL], text=True,
+                          capture_output=True)
+    return [line.split()[-1] for line in done.stdout.splitlines()
+            if "Depends: linux-image" in line]
+
+
 def unpack_kernel(work):
     """Downloads and unpacks the kernel package; returns (its tree, its version)."""
-    depends = run("apt-cache", "depends", "--important", KERNEL)
-    names = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image" in line]
+    names = kernel_packages()
     if not names:
-        sys.exit(f"guest image: apt knows no {KERNEL}; run `apt-get update`")
+        as_root("apt-get", "-q", "update")
+        names = kernel_packages()
+    if not names:
+        sys.exit(f"guest image: apt knows no {KERNEL}; does it know Debian {SUITE}?")
     run("apt-get", "-q", "download", names[0], cwd=work)
     package = next(work.glob("linux-image-*.deb"))
     tree = work / "kernel"
@@ -163,30 +173,32 @@ def cpio(tree, files):
 
 
 def build_root(work, target):
-    tree = work / "root"
-    as_root("debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, tree)
-    setup = work / "setup.sh"
     masked = " ".join(f"/etc/systemd/system/{name}" for name in MASKED)
+    setup = work / "setup.sh"
+    # In memory, seen by this script only: dpkg syncs after every file.
     setup.write_text(f"""set -eu
-cd "$1"
+mkdir "{work}/root"
+mount -t tmpfs -o mode=755 tmpfs "{work}/root"
+cd "{work}/root"
+debootstrap --variant=minbase --include={PACKAGES} {SUITE} .
 rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* usr/share/doc usr/share/locale usr/share/man
 install -m 755 "{HERE}/task.sh" usr/local/sbin/task
 install -m 644 "{work}/task.service" etc/systemd/system/task.service
 mkdir -p etc/systemd/system/multi-user.target.wants
 ln -s ../task.service etc/systemd/system/multi-user.target.wants/task.service
-for unit in {masked}; do ln -sf /dev/null "$1$unit"; done
+for unit in {masked}; do ln -sf /dev/null ".$unit"; done
 echo /dev/vda / ext4 defaults 0 0 >etc/fstab
 echo guest >etc/hostname
-rm -f "$2"
-mkfs.ext4 -q -F -L root -d "$1" "$2" {IMAGE_SIZE}
-chown {os.geteuid()} "$2"
+rm -f "$1"
+mkfs.ext4 -q -F -L root -d . "$1" {IMAGE_SIZE}
+chown {os.geteuid()} "$1"
 """)
     (work / "task.service").write_text(UNIT)
-    as_root("sh", setup, tree, target)
-    as_root("rm", "-rf", tree)
+    as_root("unshare", "-m", "sh", setup, target)
 
 
 def build(directory):
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     directory.mkdir(parents=True, exist_ok=True)
     stamp = directory / "stamp"
     if stamp.exists() and stamp.read_text() == current_stamp():

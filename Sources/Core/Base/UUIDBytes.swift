@@ -23,6 +23,7 @@ package struct UUIDBytes: Hashable, Sendable, CustomStringConvertible {
     }
     let h = hex(high, 16)
     let l = hex(low, 16)
-    return "\(h.prefix(8))-\(h.dropFirst(8).prefix(4))-\(h.dropFirst(12))-\(l.prefix(4))-\(l.dropFirst(4))"
+    return
+      "\(h.prefix(8))-\(h.dropFirst(8).prefix(4))-\(h.dropFirst(12))-\(l.prefix(4))-\(l.dropFirst(4))"
   }
 }

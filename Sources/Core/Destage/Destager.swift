@@ -240,8 +240,9 @@ package final class Destager {
       var item = DestageItem(
         key: entry.key, logBlock: entry.location, checksum: entry.checksum, isNew: false,
         sequence: entry.sequence, target: .none)
-      if !relocateAll, case .mapped(let address, _, let birth, _) = try map.lookup(
-        entry.key.block, limit: 1), birth > map.tree.branchInstant
+      if !relocateAll,
+        case .mapped(let address, _, let birth, _) = try map.lookup(
+          entry.key.block, limit: 1), birth > map.tree.branchInstant
       {
         item.target = address
       } else {
@@ -276,7 +277,8 @@ package final class Destager {
     var checksums = InlineArray<128, UInt32>(repeating: 0)
     checksums[0] = entry.checksum
     var count = 1
-    while count < 128, let next = pool.index.next(from: IndexKey(raw: entry.key.raw + UInt64(count))),
+    while count < 128,
+      let next = pool.index.next(from: IndexKey(raw: entry.key.raw + UInt64(count))),
       next.key.raw == entry.key.raw + UInt64(count), next.kind == .home,
       next.location == entry.location + UInt64(count), next.sequence <= cut
     {
@@ -457,7 +459,8 @@ package final class Destager {
   /// New homes for the blocks of a transfer whose homes can't be written; all or none.
   private func relocate(_ transfer: DestageTransfer) -> Bool {
     guard
-      let run = try? pool.space.allocateRun(near: nil, want: transfer.count, minimum: transfer.count)
+      let run = try? pool.space.allocateRun(
+        near: nil, want: transfer.count, minimum: transfer.count)
     else { return false }
     for k in 0..<transfer.count {
       let i = batch.byTarget[transfer.first + k]
@@ -579,7 +582,8 @@ package final class Destager {
         }
         deletedTree = (
           object,
-          Tree(store: pool.store, kind: .extents, owner: object, root: record.map,
+          Tree(
+            store: pool.store, kind: .extents, owner: object, root: record.map,
             branchInstant: record.branchInstant, birth: pool.nextInstant), record
         )
       }

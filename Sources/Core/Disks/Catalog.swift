@@ -166,7 +166,8 @@ package final class Catalog {
     while targets.count < limit {
       guard let item = try names.ceiling(key) else { return (targets, nil) }
       guard let entries = NameEntry.decode(item.value.bytes) else { throw .damaged(names.root) }
-      for entry in entries where nameOverlay[NameKey(parent: ObjectID(item.key.hi), name: entry.name)] == nil {
+      for entry in entries
+      where nameOverlay[NameKey(parent: ObjectID(item.key.hi), name: entry.name)] == nil {
         targets.append(NameTarget(object: entry.object, kind: entry.kind))
       }
       key = item.key.successor

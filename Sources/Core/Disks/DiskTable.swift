@@ -12,7 +12,9 @@ package final class DiskTable {
   package var slotCount: Int { slots.count }
 
   @inline(__always)
-  package subscript(slot: UInt32) -> VirtualDisk? { Int(slot) < slots.count ? slots[Int(slot)] : nil }
+  package subscript(slot: UInt32) -> VirtualDisk? {
+    Int(slot) < slots.count ? slots[Int(slot)] : nil
+  }
 
   package func find(_ object: ObjectID) -> VirtualDisk? {
     byObject[object].flatMap { self[$0] }

@@ -86,7 +86,8 @@ package final class Pool {
     disk.name = try catalog.path(of: live)
     disk.record = live
     disk.map = ExtentMap(
-      tree: Tree(store: store, kind: .extents, owner: disk.object,
+      tree: Tree(
+        store: store, kind: .extents, owner: disk.object,
         root: stored?.map ?? .none, branchInstant: live.branchInstant, birth: nextInstant))
   }
 

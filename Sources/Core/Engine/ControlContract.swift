@@ -175,9 +175,11 @@ package enum ControlError: Error, Equatable, Sendable, CustomStringConvertible {
     case .badName(let why): why
     case .badSize(let why): why
     case .noSpace: "the pool is full; delete disks or add a volume with `sluice pool add`"
-    case .suspended: "the pool is suspended because a member device does not answer; see `sluice status`"
+    case .suspended:
+      "the pool is suspended because a member device does not answer; see `sluice status`"
     case .stopping: "the pool is stopping; try again when it serves"
-    case .ioError(let what): "input/output error: \(what); see `sluice status` and run `sluice scrub`"
+    case .ioError(let what):
+      "input/output error: \(what); see `sluice status` and run `sluice scrub`"
     }
   }
 }

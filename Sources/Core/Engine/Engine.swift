@@ -143,7 +143,7 @@ package final class Engine: BlockEngine {
   package func nextControlReply() -> (token: UInt64, reply: ControlReply)? { replies.pop() }
 
   package var wakeup: UInt64 {
-    if destagerAgain { return now }
+    if destagerAgain || loadEnded { return now }
     guard isReady, !isStopped else { return .max }
     var at = min(probeAt, destager.wakeup)
     if pool.log.isOpen, pool.log.lacksWatermark {
@@ -442,8 +442,9 @@ package final class Engine: BlockEngine {
       }
     }
     if destager.hasLostFlush {
-      fail("a volume failed to flush: what was written to it may be lost; the log still has it, so "
-        + "check the device and start again")
+      fail(
+        "a volume failed to flush: what was written to it may be lost; the log still has it, so "
+          + "check the device and start again")
     }
     if destager.cycles != cyclesBefore { cycleEnded() }
   }
@@ -576,7 +577,8 @@ package final class Engine: BlockEngine {
   /// The empty frame that tells recovery that the last one was durable (R3).
   private func idle() {
     let log = pool.log
-    guard log.isOpen, !log.isBroken, log.isQuiet, !log.isSyncing, log.lacksWatermark, now >= lastWrite + Self.idleDelay || isStopping,
+    guard log.isOpen, !log.isBroken, log.isQuiet, !log.isSyncing, log.lacksWatermark,
+      now >= lastWrite + Self.idleDelay || isStopping,
       log.hasRoom(table: 0, payload: 0)
     else { return }
     log.appendIdle()

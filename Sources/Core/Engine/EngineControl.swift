@@ -333,7 +333,8 @@ extension Engine {
 
   private func flush(_ job: ControlJob) -> ControlReply? {
     if job.stage == 0 {
-      job.goal = pool.log.appliedSequence
+      // Empty frames behind it start no cycle, and need none.
+      job.goal = pool.log.appliedDataSequence
       job.stage = 1
     }
     let isDone =

@@ -125,8 +125,9 @@ extension Engine {
     var n = 1
     let isLog = entry.kind == .log
     let segmentBlocks = pool.log.geometry.segmentBlocks
-    while n < left, case .covered(let next, _) = pool.index.lookup(
-      IndexKey(raw: entry.key.raw + UInt64(n))), next.kind == entry.kind,
+    while n < left,
+      case .covered(let next, _) = pool.index.lookup(
+        IndexKey(raw: entry.key.raw + UInt64(n))), next.kind == entry.kind,
       next.location == entry.location + UInt64(n),
       !isLog || next.location % segmentBlocks != 0
     {
@@ -167,7 +168,8 @@ extension Engine {
       n = 1
       while n < count,
         !useCache
-          || pool.store.cache.find(address + UInt64(n), checksum: cacheChecksum(checksums[n])) == nil
+          || pool.store.cache.find(address + UInt64(n), checksum: cacheChecksum(checksums[n]))
+            == nil
       {
         sums[n] = checksums[n]
         n += 1

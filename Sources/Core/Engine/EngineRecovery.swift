@@ -122,7 +122,8 @@ extension Engine {
     recovery.stage = .reading
     let length = VolumeLayout.rootRing << blockShift
     for v in 0..<pool.configuration.volumes.count {
-      let offset = (VolumeLayout.roots + pool.configuration.unit * VolumeLayout.rootRing) << blockShift
+      let offset =
+        (VolumeLayout.roots + pool.configuration.unit * VolumeLayout.rootRing) << blockShift
       recovery.outstanding += 1
       pool.ops.issue(
         .read, .volume(v), offset: offset, length: length,
@@ -164,13 +165,15 @@ extension Engine {
       }
     }
     guard let root = newest else {
-      fail("no volume holds a root of this pool; was `pool create` interrupted? Create it anew, or "
-        + "run `sluice check`")
+      fail(
+        "no volume holds a root of this pool; was `pool create` interrupted? Create it anew, or "
+          + "run `sluice check`")
       return false
     }
     guard Int(root.volumes) <= pool.configuration.volumes.count else {
-      fail("the pool has \(root.volumes) volumes, only \(pool.configuration.volumes.count) were given; "
-        + "open it with all its devices")
+      fail(
+        "the pool has \(root.volumes) volumes, only \(pool.configuration.volumes.count) were given; "
+          + "open it with all its devices")
       return false
     }
     readEpochs(recovery)
@@ -219,7 +222,8 @@ extension Engine {
     if replay.highestCheckpoint > pool.root.checkpoint, pool.fault != .olderRootAccepted {
       fail(
         "the newest root of the pool is checkpoint \(pool.root.checkpoint), but the log names "
-          + "\(replay.highestCheckpoint): a volume was swapped or rolled back; bring back the right one")
+          + "\(replay.highestCheckpoint): a volume was swapped or rolled back; bring back the right one"
+      )
       return false
     }
     pool.log.adopt(
@@ -263,7 +267,8 @@ extension Engine {
       recovery.outstanding += 1
       pool.ops.issue(
         .writeDurable, .volume(v), offset: block << blockShift,
-        length: UInt64(recovery.rootMemory.count), memory: recovery.rootMemory.base, owner: .recovery, index: v + 1)
+        length: UInt64(recovery.rootMemory.count), memory: recovery.rootMemory.base,
+        owner: .recovery, index: v + 1)
     }
   }
 
@@ -309,7 +314,8 @@ extension Engine {
     if error != 0 {
       pool.ioErrors += 1
       if recovery != nil {
-        return fail("the log device can't be written (error \(error)); check the device and start again")
+        return fail(
+          "the log device can't be written (error \(error)); check the device and start again")
       }
       probeAt = now + 1_000_000_000
       return

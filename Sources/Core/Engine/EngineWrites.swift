@@ -223,22 +223,22 @@ extension Engine {
   func admitWaiting() {
     while !admission.isEmpty {
       guard mayAdmit, pool.log.isOpen, !pool.log.isBroken else { return }
-      let slot = admission.first
+      // Off the queue first: what the request is put on next uses the same link.
+      guard let slot = admission.removeFirst(requests) else { return }
       guard let disk = pool.disks[requests[slot].request.disk.slot], !disk.isDeleted else {
-        _ = admission.removeFirst(requests)
         writeEnded(slot, .invalid)
         continue
       }
       switch log(slot, disk) {
-      case .logged: _ = admission.removeFirst(requests)
+      case .logged: break
       case .full:
+        admission.prepend(slot, &requests)
         pool.log.seal(wallClock: wallClock)
         if !pool.log.hasRoom(table: 4096, payload: 66) {
           if pool.log.freeSegments <= 1 { pool.paths.hit(.logFull) }
           return
         }
       case .wait(let wait):
-        _ = admission.removeFirst(requests)
         awaitSpace(slot, wait)
       }
     }
@@ -437,7 +437,8 @@ extension Engine {
     case .memory: parked.append(slot, &requests)
     case .damaged: writeEnded(slot, .ioError)
     case .backing, .noSpace:
-      let mayHelp = destager.hasWork || !destager.isIdle || isBackingUnderWay
+      let mayHelp =
+        destager.hasWork || !destager.isIdle || isBackingUnderWay
         || pool.space.backable > 0 || isPunching
       if requests[slot].spaceTries >= 4 || !mayHelp {
         pool.paths.hit(.noSpace)

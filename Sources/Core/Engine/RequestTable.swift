@@ -129,6 +129,13 @@ struct RequestList {
     count += 1
   }
 
+  mutating func prepend(_ i: Int32, _ table: inout RequestTable) {
+    table[i].next = first
+    first = i
+    if last < 0 { last = i }
+    count += 1
+  }
+
   mutating func removeFirst(_ table: borrowing RequestTable) -> Int32? {
     guard first >= 0 else { return nil }
     let i = first

@@ -105,7 +105,9 @@ extension Engine {
     return true
   }
 
-  private func issueScrubRead(_ scrubber: Scrubber, _ disk: VirtualDisk, blocks: UInt64, buffer: Int) {
+  private func issueScrubRead(
+    _ scrubber: Scrubber, _ disk: VirtualDisk, blocks: UInt64, buffer: Int
+  ) {
     let read = BlockRequest(
       operation: .read, disk: disk.handle, offset: scrubber.block << blockShift,
       length: blocks << blockShift, memory: scrubber.buffer(buffer), token: UInt64(buffer))

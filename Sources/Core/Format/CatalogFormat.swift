@@ -184,7 +184,8 @@ package struct NameEntry: Equatable, Sendable {
       guard length > 0, at + 10 + length <= value.count else { return nil }
       entries.append(
         Self(
-          object: ObjectID(p.u64(at)), kind: kind, name: Array(value[(at + 10)..<(at + 10 + length)])))
+          object: ObjectID(p.u64(at)), kind: kind,
+          name: Array(value[(at + 10)..<(at + 10 + length)])))
       at += 10 + length
     }
     return entries

@@ -56,7 +56,8 @@ package struct EpochRecord: Equatable, Sendable {
 
   package func encode(to p: UnsafeMutableRawPointer) {
     invariant(
-      (1...Self.maximumEntries).contains(epochs.count), "\(epochs.count) epochs do not fit a record")
+      (1...Self.maximumEntries).contains(epochs.count), "\(epochs.count) epochs do not fit a record"
+    )
     p.initializeMemory(as: UInt8.self, repeating: 0, count: blockSize)
     p.put(Self.magic, at: 0)
     p.put(Self.version, at: 8)

@@ -28,6 +28,11 @@ package enum ExtentFormat {
     p.put(UInt32(length * blockSize), at: 20)
   }
 
+  /// Whether the key of an interior node's entry can be the first block of an extent.
+  static func isValidBound(_ entry: UnsafeRawPointer) -> Bool {
+    entry.u64(0) < BlockIndex.limit && entry.u64(8) == 0
+  }
+
   /// Whether the values of a leaf, whose bounds and order have been checked, are extents that do
   /// not overlap.
   static func isValidLeaf(_ p: UnsafeRawPointer, _ count: Int) -> Bool {

@@ -150,7 +150,9 @@ package enum LogRecord {
 
 extension UnsafeMutableRawPointer {
   fileprivate func copyBytes(_ bytes: [UInt8]) {
-    bytes.withUnsafeBytes { if let base = $0.baseAddress { copyMemory(from: base, byteCount: $0.count) } }
+    bytes.withUnsafeBytes {
+      if let base = $0.baseAddress { copyMemory(from: base, byteCount: $0.count) }
+    }
   }
 }
 
@@ -244,7 +246,9 @@ package struct RecordCursor {
     guard size >= 24 else { return nil }
     let mask = p.u8(16)
     let length = Int(p.u16(20))
-    guard mask < 8, length <= LogRecord.maximumComment, mask & 4 != 0 || length == 0, size == roundUp(24 + length, to: 8) else {
+    guard mask < 8, length <= LogRecord.maximumComment, mask & 4 != 0 || length == 0,
+      size == roundUp(24 + length, to: 8)
+    else {
       return nil
     }
     var change = DiskAttributeChange()

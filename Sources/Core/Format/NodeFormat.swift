@@ -120,7 +120,7 @@ package enum NodeFormat {
     }
     guard p.u64(Field.birth) == pointer.birth else { return .birth }
     guard p.u8(7) == 0, p.u64(Field.reserved) == 0 else { return .reserved }
-    return pointer.level == 0 ? leafFault(p, kind) : interiorFault(p)
+    return pointer.level == 0 ? leafFault(p, kind) : interiorFault(p, kind)
   }
 
   private static func leafFault(_ p: UnsafeRawPointer, _ kind: NodeKind) -> NodeFault? {
@@ -142,7 +142,7 @@ package enum NodeFormat {
     return kind == .extents && !ExtentFormat.isValidLeaf(p, count) ? .value : nil
   }
 
-  private static func interiorFault(_ p: UnsafeRawPointer) -> NodeFault? {
+  private static func interiorFault(_ p: UnsafeRawPointer, _ kind: NodeKind) -> NodeFault? {
     let count = Int(p.u16(Field.count))
     guard count > 0, count <= maximumChildren, Int(p.u16(Field.heapStart)) == blockSize else {
       return .bounds
@@ -154,6 +154,9 @@ package enum NodeFormat {
       guard isPlausible(child), child.level + 1 == p.u8(Field.level), entry.u8(29) == 0,
         entry.u16(30) == 0
       else { return .child }
+      if kind == .extents && !ExtentFormat.isValidBound(p + headerSize + i * interiorEntrySize) {
+        return .value
+      }
     }
     return nil
   }

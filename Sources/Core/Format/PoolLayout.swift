@@ -63,7 +63,10 @@ package struct PoolLayout {
 
   package func writes() -> [Write] {
     var writes: [Write] = []
-    func add(_ device: DeviceIndex, block: UInt64, count: UInt64 = 1, _ fill: (UnsafeMutableRawPointer) -> Void) {
+    func add(
+      _ device: DeviceIndex, block: UInt64, count: UInt64 = 1,
+      _ fill: (UnsafeMutableRawPointer) -> Void
+    ) {
       let memory = AlignedMemory(bytes: Int(count) * blockSize)
       fill(memory.base)
       writes.append(Write(device: device, offset: block << blockShift, memory: memory))
@@ -71,7 +74,8 @@ package struct PoolLayout {
     add(.log, block: LogLayout.epochs, count: LogLayout.epochRing) { _ in }
     // Segment ends and starts of an earlier pool need no wiping: their tag differs.
     for v in volumes.indices {
-      add(.volume(v), block: VolumeLayout.roots, count: VolumeLayout.units * VolumeLayout.rootRing) {
+      add(.volume(v), block: VolumeLayout.roots, count: VolumeLayout.units * VolumeLayout.rootRing)
+      {
         let slot = VolumeLayout.root(unit: 0, checkpoint: 1) - VolumeLayout.roots
         for copy in 0..<Int(VolumeLayout.rootCopies) {
           firstRoot.encode(to: $0 + (Int(slot) + copy) * blockSize)

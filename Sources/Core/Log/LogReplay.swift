@@ -85,7 +85,9 @@ package final class LogReplay {
   private var lookahead: AlignedMemory?
 
   /// Takes the records of one frame in order; false when the table is not well-formed.
-  package var apply: (_ table: UnsafeRawPointer, _ length: Int, _ sequence: FrameSequence, _ payloadBlock: UInt64) -> Bool = { _, _, _, _ in true }
+  package var apply:
+    (_ table: UnsafeRawPointer, _ length: Int, _ sequence: FrameSequence, _ payloadBlock: UInt64) ->
+      Bool = { _, _, _, _ in true }
 
   package init(
     geometry: LogGeometry, ops: OpQueue, root: RootRecord, epochs: [Epoch], fault: PlantedFault?
@@ -225,7 +227,9 @@ package final class LogReplay {
         continue
       }
       try lookBehind(segment)
-      if watermark >= expected || epochs[(epochIndex + 1)...].contains(where: { $0.firstSequence > expected }) {
+      if watermark >= expected
+        || epochs[(epochIndex + 1)...].contains(where: { $0.firstSequence > expected })
+      {
         throw .failed(
           "the log is damaged: frame \(expected) at log position \(position) is unreadable although "
             + "it was acknowledged; run `sluice check` to see what is affected, and "
@@ -297,7 +301,9 @@ package final class LogReplay {
     let length = Int(header.blocks - 1) << Int(blockShift)
     let memory = AlignedMemory(bytes: length)
     tables[segment] = memory
-    issue([Read(offset: geometry.deviceOffset(header.position), length: length, memory: memory.base)])
+    issue([
+      Read(offset: geometry.deviceOffset(header.position), length: length, memory: memory.base)
+    ])
   }
 
   private func loadSegment(_ segment: UInt64) {

@@ -171,7 +171,10 @@ package final class LogWriter {
   package func release(upTo position: UInt64) {
     let segment = geometry.segment(of: position)
     invariant(segment >= tailSegment, "the log's tail moves backwards")
-    if fault == .logTailUnchecked { return tailSegment = segment + 1 }
+    if fault == .logTailUnchecked {
+      tailSegment = segment + 1
+      return
+    }
     tailSegment = segment
   }
 
@@ -398,7 +401,10 @@ package final class LogWriter {
   package func syncCompleted(error: Int32) {
     let covered = syncInFlight
     syncInFlight = 0
-    if error != 0 { return isBroken = true }
+    if error != 0 {
+      isBroken = true
+      return
+    }
     guard !isBroken else { return }
     if covered > durableSequence {
       plainOutstanding -= Int(covered - durableSequence)

@@ -36,7 +36,10 @@ struct SummaryWriter: ~Copyable {
 
   mutating func add(_ entry: SummaryEntry, table: UnsafeRawPointer) {
     let size = SummaryEntry.size + roundUp(Int(entry.tableLength), to: 8)
-    if overflowed || length + size > capacity - blockSize { return overflowed = true }
+    if overflowed || length + size > capacity - blockSize {
+      overflowed = true
+      return
+    }
     let p = gathering.base + length
     p.initializeMemory(as: UInt8.self, repeating: 0, count: size)
     entry.encode(to: p)

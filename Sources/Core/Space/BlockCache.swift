@@ -1,3 +1,5 @@
+import Glibc
+
 // The cache of vSpace blocks: data and metadata nodes, in one arena of fixed size.
 //
 // An entry is keyed by (address, CRC32C) (R9): disks that share a block share its entry, and an
@@ -84,7 +86,12 @@ package final class BlockCache {
   package init(bytes: Int) {
     slotCount = bytes / blockSize
     invariant(slotCount >= 16 && slotCount < 1 << 30, "a cache of \(bytes) bytes")
-    arena = .allocate(byteCount: slotCount * blockSize, alignment: blockSize)
+    let hugePage = 2 << 20
+    arena = .allocate(
+      byteCount: slotCount * blockSize, alignment: slotCount >= 4096 ? hugePage : blockSize)
+    // Walks touch a few lines each of many blocks: with larger pages they take half the time. A
+    // system that has none refuses, and nothing is lost.
+    _ = madvise(arena, slotCount * blockSize, MADV_HUGEPAGE)
     meta = .allocate(capacity: slotCount)
     meta.initialize(repeating: Meta(), count: slotCount)
     var size = 32
@@ -278,13 +285,15 @@ package final class BlockCache {
   }
 
   private func evictFromMain() -> CacheSlot? {
-    // Each slot is met at most four times before its uses are down to zero.
-    var budget = 4 * main.count
-    while budget > 0 {
-      budget -= 1
+    // When all slots have been used much, the search ends before it has met them all: then age
+    // alone decides, and no eviction takes long.
+    let patience = 64
+    for met in 0..<main.count {
       let slot = main.tail
       unlink(slot)
-      if meta[Int(slot)].pins == 0 && meta[Int(slot)].uses == 0 { return slot }
+      if meta[Int(slot)].pins == 0 && (meta[Int(slot)].uses == 0 || met >= patience) {
+        return slot
+      }
       if meta[Int(slot)].uses > 0 { meta[Int(slot)].uses -= 1 }
       link(slot)
     }
@@ -310,8 +319,16 @@ package final class BlockCache {
     let m = meta[Int(slot)]
     let isSmall = m.queue == .small
     var list = isSmall ? small : main
-    if m.previous != Self.none { meta[Int(m.previous)].next = m.next } else { list.head = m.next }
-    if m.next != Self.none { meta[Int(m.next)].previous = m.previous } else { list.tail = m.previous }
+    if m.previous != Self.none {
+      meta[Int(m.previous)].next = m.next
+    } else {
+      list.head = m.next
+    }
+    if m.next != Self.none {
+      meta[Int(m.next)].previous = m.previous
+    } else {
+      list.tail = m.previous
+    }
     list.count -= 1
     if isSmall { small = list } else { main = list }
   }

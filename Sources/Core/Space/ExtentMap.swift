@@ -259,13 +259,19 @@ package struct ExtentMap {
     var index = tree.pathIndex(depth - 1)
     if index < 0, tree.lowerBound(depth) != nil {
       leaves += 1
-      if let before = try tree.floor(TreeKey(hi: first)), Extent(before).end > first {
-        tell(Extent(before))
+      let before = try tree.descendToFloor(TreeKey(hi: first))
+      if before > 0 {
+        let extent = Extent(tree.pathNode(before - 1).treeEntry(tree.pathIndex(before - 1)))
+        if extent.end > first {
+          try tree.requireStill(before)
+          tell(extent)
+        }
       }
       depth = try tree.descend(TreeKey(hi: first))
     }
     if index < 0 || Extent(tree.pathNode(depth - 1).treeEntry(index)).end <= first { index += 1 }
     while true {
+      try tree.requireStill(depth)
       let leaf = tree.pathNode(depth - 1)
       while index < leaf.count && leaf.key(index).hi < end {
         tell(Extent(leaf.treeEntry(index)))
@@ -305,11 +311,11 @@ package struct ExtentMap {
   private func takeLeftNeighbour(
     _ left: inout Draft, _ first: UInt64, _ address: BlockAddress, _ birth: Instant, _ count: Int
   ) {
-    guard left.isEmpty, first > 0, let entry = try? tree.floor(TreeKey(hi: first - 1)) else {
-      return
-    }
-    let extent = Extent(entry)
-    guard extent.end == first else { return }
+    guard left.isEmpty, first > 0,
+      let depth = try? tree.descendToFloor(TreeKey(hi: first - 1)), depth > 0
+    else { return }
+    let extent = Extent(tree.pathNode(depth - 1).treeEntry(tree.pathIndex(depth - 1)))
+    guard extent.end == first, tree.isStill(depth) else { return }
     left.copy(extent, from: extent.first, end: first)
     if !left.canTake(address, birth, count) { left.clear() }
   }
@@ -324,8 +330,9 @@ package struct ExtentMap {
       }
       return false
     }
-    guard let value = try? tree.lookup(TreeKey(hi: end)) else { return false }
-    let next = Extent(TreeEntry(key: TreeKey(hi: end), value: value))
+    guard let depth = try? tree.descendToFloor(TreeKey(hi: end)), depth > 0 else { return false }
+    let next = Extent(tree.pathNode(depth - 1).treeEntry(tree.pathIndex(depth - 1)))
+    guard next.first == end, tree.isStill(depth) else { return false }
     guard body.canTake(next.address, next.birth, Int(next.length)) else { return false }
     body.append(next.checksums, Int(next.length))
     return true

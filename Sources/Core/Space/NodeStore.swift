@@ -233,6 +233,10 @@ package final class NodeStore {
   @inline(__always)
   func isDirty(_ slot: CacheSlot) -> Bool { meta[Int(slot)].phase != .clean }
 
+  /// Whether the node is on its way to a device and so must not be changed.
+  @inline(__always)
+  func isBeingWritten(_ slot: CacheSlot) -> Bool { meta[Int(slot)].phase == .writing }
+
   /// A node that is about to be changed must not be on its way to a device.
   @inline(__always)
   func checkStill(_ slot: CacheSlot) {
@@ -464,9 +468,10 @@ package final class NodeStore {
     invariant(meta[Int(slot)].phase == .writing, "a write failed of a node that was not written")
     let tree = tree(of: slot)
     if relocate {
-      try prepare(1)
-      guard let (first, second) = allocator?.takeNode() else { return }
-      allocator?.releaseNode(write.first, write.second)
+      guard let allocator else { invariantBroken("a node is moved without a node allocator") }
+      try allocator.prepareNodes(1)
+      let (first, second) = allocator.takeNode()
+      allocator.releaseNode(write.first, write.second)
       let node = TreeNode(write.memory)
       node.identify(
         first: first, second: second, owner: node.owner, birth: node.birth, checkpoint: checkpoint)

@@ -5,8 +5,9 @@ package enum SpaceWait: Error, Equatable, Sendable {
   case node(NodePointer)
   /// Both copies of a metadata block are damaged or unreadable.
   case damaged(NodePointer)
-  /// Every slot of the cache is pinned, dirty or being loaded: write dirty nodes back
-  /// (`NodeStore.writeback`) or let loads end, then try again.
+  /// Every slot of the cache is pinned, dirty or being loaded, or a node that is to be changed is
+  /// being written: write dirty nodes back (`NodeStore.writeback`), let loads and writes end, then
+  /// try again.
   case memory
   /// Free space exists but is not backed yet by the file system: allocate this range first.
   case backing(device: DeviceIndex, offset: UInt64, length: UInt64)

@@ -245,6 +245,7 @@ package final class Tree {
       plantRoot(key, value)
       return false
     }
+    try requireStill(depth)
     makePathDirty(depth)
     return place(key, value, depth)
   }
@@ -256,6 +257,7 @@ package final class Tree {
     let depth = try descend(key)
     guard depth > 0, pathIndex(depth - 1) >= 0, pathNode(depth - 1).key(pathIndex(depth - 1)) == key
     else { return false }
+    try requireStill(depth)
     try requireSibling(depth, removing: pathIndex(depth - 1))
     cut(pathIndex(depth - 1)..<pathIndex(depth - 1) + 1, depth)
     return true
@@ -269,6 +271,7 @@ package final class Tree {
     let depth = try descend(key)
     guard depth > 0, pathIndex(depth - 1) >= 0, pathNode(depth - 1).key(pathIndex(depth - 1)) == key
     else { return false }
+    try requireStill(depth)
     patchFound(depth, offset: offset, bytes)
     return true
   }

@@ -13,6 +13,18 @@ extension Tree {
 
   // MARK: Making dirty
 
+  /// Throws `.memory` when a node of the path is being written. Before anything is changed.
+  @inline(__always)
+  func requireStill(_ depth: Int) throws(SpaceWait) {
+    for d in 0..<depth where store.isBeingWritten(path[d].slot) { throw .memory }
+  }
+
+  /// Whether a node of the path is being written.
+  func isStill(_ depth: Int) -> Bool {
+    for d in 0..<depth where store.isBeingWritten(path[d].slot) { return false }
+    return true
+  }
+
   /// Makes the first `depth` nodes of the path dirty.
   func makePathDirty(_ depth: Int) {
     for d in 0..<depth {
@@ -191,6 +203,7 @@ extension Tree {
     for sibling in [at + 1, at - 1] where sibling >= 0 && sibling < parent.count {
       do throws(SpaceWait) {
         let slot = try child(parent, sibling)
+        if store.isBeingWritten(slot) { continue }
         if node(slot).used + used <= Self.mostMerged { return }
       } catch {
         if case .damaged = error { continue }
@@ -258,7 +271,7 @@ extension Tree {
     let parent = pathNode(d - 1)
     let at = pathIndex(d - 1)
     for sibling in [at + 1, at - 1] where sibling >= 0 && sibling < parent.count {
-      guard let slot = try? child(parent, sibling),
+      guard let slot = try? child(parent, sibling), !store.isBeingWritten(slot),
         node(slot).used + pathNode(d).used <= Self.mostMerged
       else { continue }
       absorb(slot, d, isRight: sibling > at)
@@ -360,6 +373,7 @@ extension Tree {
     while true {
       let node = self.node(slot)
       path[depth] = Step(slot: slot, index: 0)
+      if store.isBeingWritten(slot) { throw .memory }
       if node.isLeaf {
         for i in 0..<node.count { entry(node.treeEntry(i)) }
         dropLeaf(depth + 1, merging: false)

@@ -381,6 +381,15 @@ package final class ToyEngine: BlockEngine {
 
   func stop() { state = .stopped }
 
+  /// Whether a stop has to wait for a flush, which is then under way.
+  func flushBeforeStop(_ token: UInt64) -> Bool {
+    guard hasWeakFrames else { return false }
+    inFrame.append(.control(.stop, token: token))
+    state = .flushing
+    flushDevice()
+    return true
+  }
+
   func addRecord(_ kind: RecordKind, _ disk: UInt64, _ first: UInt64, _ count: UInt64) {
     let record = frame.base + 64 + 32 * records
     record.put(kind.rawValue, at: 0)

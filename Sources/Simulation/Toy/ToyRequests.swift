@@ -50,7 +50,9 @@ extension ToyEngine {
     while at < end && count < 256 {
       let isHole = disk.blocks[at >> blockShift] == nil
       var next = at
-      repeat { next = min((next >> blockShift + 1) << blockShift, end) } while next < end
+      repeat {
+        next = min((next >> blockShift + 1) << blockShift, end)
+      } while next < end
         && (disk.blocks[next >> blockShift] == nil) == isHole
         && (next - at) < 64 << 20
       let item = ExtentStatus(length: next - at, isHole: isHole)
@@ -63,7 +65,8 @@ extension ToyEngine {
   }
 
   private func isStrong(_ request: BlockRequest, _ disk: Disk) -> Bool {
-    disk.info.durability == .always || request.flags.contains(.forceUnitAccess)
+    (disk.info.durability == .always && durability == .always)
+      || request.flags.contains(.forceUnitAccess)
   }
 
   private func write(_ request: BlockRequest, _ disk: Disk) -> Bool {
@@ -167,9 +170,14 @@ extension ToyEngine {
         enter(.control(request, token: token), isStrong: true)
         addRecord(.delete, disk.id, 0, 0)
       } else {
-        reply(token, find(name).map { .failed(.inUse(name, connections: $0.info.connections)) }
-          ?? .failed(.noSuchDisk(name)))
+        reply(
+          token,
+          find(name).map { .failed(.inUse(name, connections: $0.info.connections)) }
+            ?? .failed(.noSuchDisk(name)))
       }
+    case .stop:
+      if flushBeforeStop(token) { return true }
+      reply(token, answer(request))
     default: reply(token, answer(request))
     }
     return true
@@ -186,7 +194,7 @@ extension ToyEngine {
     let info = DiskInfo(
       name: name, id: ObjectID(nextID), size: size, used: 0, exclusive: 0, origin: nil,
       created: 0, snapshots: 0, connections: 0, generation: 1, readOnly: false,
-      durability: durability, comment: "")
+      durability: .always, comment: "")
     enter(.control(request, token: token), isStrong: true)
     addDisk(info)
   }
@@ -302,13 +310,15 @@ extension SimulatedSystem {
 
 extension Profile {
   /// A kind of run that the toy engine can serve: no device errors, and a volume without an end.
-  package static func forToy(durability: Durability = .always) -> Profile {
-    var profile = Profile(name: "toy-\(durability)")
+  package static func forToy(
+    durability: [(Durability, UInt64)] = [(.always, 1), (.flush, 1)]
+  ) -> Profile {
+    var profile = Profile(name: "toy")
     profile.volumeMiB = 2048...2048
     profile.volumes = 1...1
     profile.spareVolumes = 0
     profile.sparseOneIn = 1
-    profile.durability = [Weighted(durability, 1)]
+    profile.durability = durability.map { Weighted($0, $1) }
     return profile
   }
 }

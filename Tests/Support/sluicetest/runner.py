@@ -131,7 +131,10 @@ def main(description, extra=None):
     if not os.access(options.binary, os.X_OK):
         print(f"{options.binary} is not there; build it with `make build`", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    # Where Debian keeps mkfs and e2fsck, which a user's path lacks.
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     _private_mounts()
     passed = failed = 0
     for sentence, function in chosen:
