@@ -71,15 +71,16 @@ struct DiskList: ParsableCommand {
   func run() throws {
     let daemon = try daemon.daemon()
     let request = ControlClient.Request("GET", "/v1/disks")
-    if json { return try Output.write(daemon.send(request)) }
-    let disks = try daemon.send(request, as: [Disk].self).sorted { $0.name < $1.name }
+    let reply = try daemon.send(request)
+    if json { return try Output.write(reply) }
+    guard let disks = try? Disk.list(decoding: reply) else { throw CommandError.notUnderstood }
     var table = Table(columns: [
       .init(title: "NAME"), .init(title: "SIZE", isNumber: true),
       .init(title: "USED", isNumber: true), .init(title: "EXCLUSIVE", isNumber: true),
       .init(title: "SNAPSHOTS", isNumber: true), .init(title: "CLIENTS", isNumber: true),
       .init(title: "NOTES"),
     ])
-    table.rows = disks.map { disk in
+    table.rows = disks.sorted { $0.name < $1.name }.map { disk in
       [
         disk.name, "\(ByteSize(bytes: disk.size))", "\(ByteSize(bytes: disk.used))",
         "\(ByteSize(bytes: disk.exclusive))", "\(disk.snapshots)", "\(disk.connections)",

@@ -45,9 +45,8 @@ struct ScrubCommand: ParsableCommand {
       if isatty(STDERR_FILENO) == 1 { showProgress(of: daemon, until: done) }
       return try pending.wait()
     }
-    let scrub: Scrub
-    do { scrub = try JSONText.decode(Scrub.self, from: reply) } catch {
-      throw CommandError("the daemon's reply was not understood; use a command line of its version")
+    guard let scrub = try? JSONText.decode(Scrub.self, from: reply) else {
+      throw CommandError.notUnderstood
     }
     if json { try Output.write(reply) } else { try Output.print(Self.text(scrub)) }
     if scrub.damagedBlocks > 0 { throw ExitCode(2) }

@@ -25,6 +25,9 @@ package struct Sluice: ParsableCommand {
 package struct CommandError: Error, Equatable, CustomStringConvertible {
   package var description: String
   package init(_ description: String) { self.description = description }
+
+  static let notUnderstood = Self(
+    "the daemon's reply was not understood; use a command line of the daemon's version")
 }
 
 /// Runs one command.

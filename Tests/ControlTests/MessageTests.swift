@@ -30,6 +30,29 @@ struct MessageTests {
     }
   }
 
+  @Test("A list is read back as it was written, and as any other JSON that says the same")
+  func lists() throws {
+    let disks = [
+      disk(comment: "\"\\\n\u{1}é", origin: nil, readOnly: true),
+      disk(comment: "", origin: "gold@1", readOnly: false),
+    ]
+    for count in 0...2 {
+      var bytes = Array("[".utf8)
+      for (i, disk) in disks.prefix(count).enumerated() {
+        bytes += Array((i == 0 ? "\n" : ",\n").utf8)
+        disk.appendJSON(to: &bytes)
+      }
+      bytes += Array((count == 0 ? "]\n" : "\n]\n").utf8)
+      #expect(try Disk.list(decoding: bytes) == Array(disks.prefix(count)))
+      #expect(
+        try Disk.list(decoding: JSONText.encode(Array(disks.prefix(count)), pretty: true))
+          == Array(disks.prefix(count)))
+      for end in 0..<(bytes.count - 1) {
+        #expect(throws: (any Error).self) { try Disk.list(decoding: Array(bytes[..<end])) }
+      }
+    }
+  }
+
   @Test("A disk has the promised keys, and a null for no origin")
   func diskKeys() throws {
     let bytes = try JSONText.encode(disk(comment: "", origin: nil, readOnly: false))
