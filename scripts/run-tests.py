@@ -22,6 +22,8 @@ LOGS = ROOT / "var" / "test-logs"
 SWIFT = shlex.split(os.environ.get("SWIFT", "swift"))
 # As in the Makefile: with the same flags the tests use the objects of `make build`.
 RELEASE = ["-c", "release"]
+# Optimised, and yet with `@testable`: other objects than the product's, so a folder of their own.
+TESTABLE = ["-Xswiftc", "-enable-testing", "--scratch-path", ".build-test"]
 # Seeds of the simulation: some hundreds, about two minutes.
 SEEDS = os.environ.get("SLUICE_TEST_SEEDS", "300")
 
@@ -137,7 +139,7 @@ def stages():
                                   "Package.swift", "Sources", "Tests"]], quiet=True),
         Stage("build", [SWIFT + ["build", *RELEASE, "--product", product]
                         for product in ("sluice", "sluice-sim")], quiet=True),
-        Stage("unit", [SWIFT + ["test", *RELEASE, "--disable-testable-imports"]],
+        Stage("unit", [SWIFT + ["test", *RELEASE, *TESTABLE]],
               count=count_swift, quiet=True),
         Stage("simulation", [[".build/release/sluice-sim", "run", "--seeds", f"1..{SEEDS}"]],
               count=count_seeds),
