@@ -104,7 +104,9 @@ final class ToySpace {
 
   func load(_ pointer: NodePointer) {
     guard case .started(let load) = store.beginLoad(pointer) else {
-      fatalError("a load does not start")
+      // No slot is free: what is dirty has to go first.
+      if !endWrite() { startWrites(limit: 64) }
+      return
     }
     loads += 1
     guard let block = device[pointer.first] else { fatalError("a node was never written") }

@@ -326,7 +326,8 @@ package final class Destager {
     if disk.run == nil {
       let near = disk.lastHome.map { $0 + 1 }
       guard
-        let run = try pool.space.allocateRun(near: near, want: disk.runLength, minimum: 1)
+        let run = try pool.space.allocateRun(
+          near: near, want: disk.runLength, minimum: 1, promised: true)
       else { throw .noSpace }
       disk.run = run
       disk.runLength = min(disk.runLength * 2, 4096)

@@ -12,6 +12,8 @@ package final class VirtualDisk {
   package var name = ""
   package var connections = 0
   package var isDeleted = false
+  /// Its removal is logged but does not count yet.
+  package var isBeingDeleted = false
 
   /// Blocks with an entry in the log index that refers to data.
   package var loggedBlocks = 0

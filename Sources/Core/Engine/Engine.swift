@@ -39,6 +39,8 @@ package final class Engine: BlockEngine {
   var jobs: [ControlJob] = []
   var nodeLoads: [NodeLoadState?] = []
   var loadEnded = false
+  /// When walks that found no free slot in the cache are tried again.
+  private var memoryRetryAt: UInt64 = .max
   var recovery: Recovery?
   var scrubber: Scrubber?
   /// The job whose structural records are on their way; others wait for it.
@@ -144,15 +146,20 @@ package final class Engine: BlockEngine {
 
   package var wakeup: UInt64 {
     if destagerAgain || loadEnded { return now }
-    guard isReady, !isStopped else { return .max }
-    var at = min(probeAt, destager.wakeup)
-    if pool.log.isOpen, pool.log.lacksWatermark {
-      at = min(at, lastWrite + Self.idleDelay)
+    guard !isStopped else { return .max }
+    guard isReady else { return memoryRetryAt == .max ? .max : now + Self.pause }
+    var at = min(probeAt, destager.wakeup, memoryRetryAt)
+    if pool.log.isOpen, pool.log.lacksWatermark { at = min(at, lastWrite + Self.idleDelay) }
+    if destager.isIdle, destager.hasWork, !destager.isHeld {
+      at = min(at, lastWrite + Self.idleDestageDelay)
     }
-    if destager.isIdle, destager.hasWork { at = min(at, lastWrite + Self.idleDestageDelay) }
+    if !destager.isIdle, pool.ops.inFlight == 0 { at = min(at, now + Self.pause) }
+    // What could not be done when its time came is looked at again, but not without a pause.
+    if at <= now { at = now + Self.pause }
     return at
   }
 
+  private static let pause: UInt64 = 1_000_000
   /// An idle log gets its closing watermark after this time (nanoseconds).
   private static let idleDelay: UInt64 = 5_000_000
   /// Destaging starts when nothing was written for so long, whatever the log's fill.
@@ -167,8 +174,9 @@ package final class Engine: BlockEngine {
     pool.log.advance()
     applyFrames()
     voidBrokenEpoch()
-    if loadEnded {
+    if loadEnded || now >= memoryRetryAt {
       loadEnded = false
+      memoryRetryAt = .max
       retryParked()
     }
     runJobs()
@@ -271,6 +279,8 @@ package final class Engine: BlockEngine {
     case .remove(let object, _, _):
       let disk = pool.disks.findOrAdd(object)
       disk.isDeleted = true
+      if let run = disk.run { pool.space.returnRun(run) }
+      disk.run = nil
       disk.handleGeneration &+= 1
       pool.dropLogged(disk)
     case .resize(let object, let size):
@@ -342,10 +352,15 @@ package final class Engine: BlockEngine {
       if index == nodeLoads.count { nodeLoads.append(nil) }
       nodeLoads[index] = NodeLoadState(load: load, copy: 0)
       issueNodeRead(index)
-    case .present, .damaged, .noMemory: loadEnded = true
+    case .present, .damaged: loadEnded = true
+    case .noMemory: awaitMemory()
     case .alreadyLoading: break
     }
   }
+
+  /// The cache has no free slot: what waits for one is tried again after a pause, if no other event
+  /// comes first.
+  func awaitMemory() { memoryRetryAt = min(memoryRetryAt, now + Self.pause) }
 
   private func issueNodeRead(_ index: Int) {
     guard let state = nodeLoads[index] else { return }
@@ -422,6 +437,8 @@ package final class Engine: BlockEngine {
   private func stepDestager() {
     destagerAgain = false
     if destager.isIdle, destager.hasWork, !destager.isHeld, shouldDestage { destager.start() }
+    // A wait that nothing is on its way to end, say for a slot of the cache, is tried again.
+    if pool.ops.inFlight == 0 { destagerBlocked = false }
     guard !destager.isIdle, !destagerBlocked else { return }
     let cyclesBefore = destager.cycles
     destager.retryFailed(now: now)
@@ -437,7 +454,9 @@ package final class Engine: BlockEngine {
       case .backing(let device, let offset, let length):
         destagerBlocked = true
         allocateBacking(DeviceRange(device: device, offset: offset, length: length))
-      case .memory: destager.spill()
+      case .memory:
+        destager.spill()
+        awaitMemory()
       case .noSpace: destager.waitForSpace(now: now)
       }
     }

@@ -9,6 +9,9 @@ final class ControlJob {
   var ended: BlockStatus?
   var isWaiting = false
   var isDone = false
+  var tries = 0
+  /// The disk whose removal is on its way.
+  var removing: VirtualDisk?
   var stage = 0
   // list
   var targets: [NameTarget] = []
@@ -58,7 +61,8 @@ extension Engine {
           reply(job.token, .failed(.ioError("metadata is damaged")))
           job.isDone = true
           finished = true
-        case .memory, .backing, .noSpace: break
+        case .memory: awaitMemory()
+        case .backing, .noSpace: break
         }
       }
     }
@@ -185,7 +189,10 @@ extension Engine {
     let none = BlockRequest(
       operation: .flush, disk: DiskHandle(slot: .max, generation: 0), offset: 0, length: 0,
       memory: nil, token: 0)
-    guard let slot = requests.take(none) else { return nil }
+    guard let slot = requests.take(none) else {
+      job.removing?.isBeingDeleted = false
+      return nil
+    }
     for record in records { frame = pool.log.append(record) }
     requests[slot].isInternal = true
     requests[slot].waitingJob = job
@@ -196,10 +203,19 @@ extension Engine {
     return nil
   }
 
-  /// The outcome of the job's records, once they are through.
-  private func outcome(_ job: ControlJob) -> ControlReply {
-    job.ended == .ok
-      ? .done : .failed(.ioError("the log could not be written; nothing was changed"))
+  /// The outcome of the job's records, once they are through. Where their frame did not count, the
+  /// job is tried again in the next epoch.
+  private func outcome(_ job: ControlJob) -> ControlReply? {
+    if job.ended == .ok { return .done }
+    job.tries += 1
+    if job.tries >= 100 {
+      return .failed(.ioError("the log could not be written; nothing was changed"))
+    }
+    job.stage = 0
+    job.ended = nil
+    if let disk = job.removing { disk.isBeingDeleted = false }
+    if structuralJob === job { structuralJob = nil }
+    return nil
   }
 
   func jobRequestEnded(_ job: ControlJob, _ status: BlockStatus) {
@@ -259,6 +275,9 @@ extension Engine {
     guard mayLog(job) else { return nil }
     let (target, record) = try find(name)
     try refuseInUse(target.object, name, force: force)
+    // Nothing of the disk is logged behind its removal.
+    job.removing = pool.disks.findOrAdd(target.object)
+    job.removing?.isBeingDeleted = true
     return log(
       job, [.remove(object: target.object, parent: record.parent, name: record.name)])
   }
@@ -295,12 +314,15 @@ extension Engine {
     return log(job, [.change(object: target.object, change)])
   }
 
-  /// Growing is one record. Shrinking first zeroes the rest of the last block, so that nothing
-  /// old is read when the disk grows again.
+  /// One record. Shrinking into a block also zeroes the rest of that block, in the same frame, so
+  /// that nothing old is read when the disk grows again.
   private func resize(
     _ job: ControlJob, _ name: String, _ size: UInt64, shrink: Bool, force: Bool
   ) throws -> ControlReply? {
-    if job.stage == 2 || job.ended.map({ $0 != .ok }) == true { return outcome(job) }
+    if job.stage == 2 || job.ended.map({ $0 != .ok }) == true {
+      guard let answer = outcome(job) else { return nil }
+      return answer
+    }
     try checkSize(size)
     guard mayLog(job) else { return nil }
     let (target, record) = try find(name)
@@ -316,10 +338,11 @@ extension Engine {
         guard let slot = requests.take(zero) else { return nil }
         requests[slot].isInternal = true
         requests[slot].waitingJob = job
+        requests[slot].resizeTo = size
         requests[slot].state = .waiting
         structuralJob = job
         job.isWaiting = true
-        job.stage = 1
+        job.stage = 2
         begin(slot)
         return nil
       }
@@ -336,6 +359,7 @@ extension Engine {
       // Empty frames behind it start no cycle, and need none.
       job.goal = pool.log.appliedDataSequence
       job.stage = 1
+      destager.isHeld = false
     }
     let isDone =
       pool.root.cutSequence >= job.goal && pool.catalog.deletedObjects == 0
@@ -392,10 +416,10 @@ extension Engine {
     s.logUsed = pool.log.usedBytes
     let blocks: (Int) -> UInt64 = { UInt64(max(0, $0)) << blockShift }
     s.spaceSize = blocks(space.total)
-    s.spaceUsed = blocks(space.used + space.reserved + space.releasedPending)
+    s.spaceUsed = blocks(space.used + space.releasedPending)
     s.spaceFree = blocks(space.available + space.backable - pool.reservedBlocks)
     s.spaceMetadata = blocks(space.metadata)
-    s.spaceReserved = blocks(pool.reservedBlocks)
+    s.spaceReserved = blocks(pool.reservedBlocks + space.reserved)
     s.spaceFreeing = pool.catalog.freeingBlocks << blockShift
     s.disks = pool.catalog.diskCount
     s.writes = statistics.writes

@@ -18,7 +18,7 @@ extension Engine {
     if !requests[slot].countsOnDisk {
       requests[slot].countsOnDisk = true
       disk.requests += 1
-      if let status = checked(request, disk) { return finish(slot, status) }
+      if let status = checked(slot, disk) { return finish(slot, status) }
       switch request.operation {
       case .write: enlist(slot)
       case .zero, .trim:
@@ -49,7 +49,8 @@ extension Engine {
   }
 
   /// Nil when the request is within the rules.
-  private func checked(_ request: BlockRequest, _ disk: VirtualDisk) -> BlockStatus? {
+  private func checked(_ slot: Int32, _ disk: VirtualDisk) -> BlockStatus? {
+    let request = requests[slot].request
     guard let record = disk.record, disk.isLoaded else { return .invalid }
     if isStopping, request.operation != .read { return .stopping }
     let isWrite =
@@ -57,7 +58,7 @@ extension Engine {
     if request.operation == .flush { return nil }
     let (end, overflow) = request.offset.addingReportingOverflow(request.length)
     guard !overflow, end <= record.size else { return .invalid }
-    if isWrite, record.readOnly { return .readOnly }
+    if isWrite, record.readOnly, !requests[slot].isInternal { return .readOnly }
     if request.length == 0 { return .ok }
     if request.operation == .read || request.operation == .write {
       guard request.length <= UInt64(maximumPiece), request.memory != nil else { return .invalid }
@@ -106,7 +107,9 @@ extension Engine {
     case .node(let pointer):
       parked.append(slot, &requests)
       startLoad(pointer)
-    case .memory: parked.append(slot, &requests)
+    case .memory:
+      parked.append(slot, &requests)
+      awaitMemory()
     case .damaged, .backing, .noSpace:
       if requests[slot].request.operation == .status { return finish(slot, .ioError) }
       requests[slot].status = .ioError

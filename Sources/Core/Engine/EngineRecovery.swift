@@ -71,7 +71,7 @@ extension Engine {
     case .node(let pointer): startLoad(pointer)
     case .damaged:
       fail("metadata of the pool is damaged; run `sluice check` on it, and `sluice check --repair`")
-    case .memory: break
+    case .memory: awaitMemory()
     case .backing, .noSpace: fail("the pool has no room for its own recovery; add a volume")
     }
   }

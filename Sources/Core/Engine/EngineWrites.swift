@@ -225,7 +225,9 @@ extension Engine {
       guard mayAdmit, pool.log.isOpen, !pool.log.isBroken else { return }
       // Off the queue first: what the request is put on next uses the same link.
       guard let slot = admission.removeFirst(requests) else { return }
-      guard let disk = pool.disks[requests[slot].request.disk.slot], !disk.isDeleted else {
+      guard let disk = pool.disks[requests[slot].request.disk.slot], !disk.isDeleted,
+        !disk.isBeingDeleted
+      else {
         writeEnded(slot, .invalid)
         continue
       }
@@ -387,6 +389,9 @@ extension Engine {
           object: disk.object, generation: disk.ownershipGeneration, block: BlockIndex(first),
           count: end - first))
     }
+    if let size = requests[slot].resizeTo {
+      frame = pool.log.append(.resize(object: disk.object, size: size))
+    }
     credit -= Int64((edges + 1) * blockSize)
     attach(slot, frame!, disk)
     return .logged
@@ -419,7 +424,7 @@ extension Engine {
     if case .covered(let entry, _) = pool.index.lookup(IndexKey(slot: disk.slot, block: block)) {
       // Its promise, or its home, passes on to the new version.
       if entry.kind == .zero { return true }
-      if entry.reserves { return false }
+      if entry.reserves || entry.kind == .home { return false }
     }
     if disk.zeroing > 0 { return true }
     if case .mapped(_, _, let birth, _) = try disk.map!.lookup(block, limit: 1) {
@@ -434,7 +439,9 @@ extension Engine {
     case .node(let pointer):
       parked.append(slot, &requests)
       startLoad(pointer)
-    case .memory: parked.append(slot, &requests)
+    case .memory:
+      parked.append(slot, &requests)
+      awaitMemory()
     case .damaged: writeEnded(slot, .ioError)
     case .backing, .noSpace:
       let mayHelp =

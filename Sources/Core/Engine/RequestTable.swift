@@ -25,6 +25,8 @@ struct RequestSlot {
   var waitingJob: ControlJob?
   /// Whether the disk counts it among its requests.
   var countsOnDisk = false
+  /// A zero request that is part of a resize: the size that goes into the same frame.
+  var resizeTo: UInt64?
   /// Reads for scrubbing go past the cache.
   var isScrub = false
   /// In the queue of those that wait for a write of the same blocks.

@@ -31,14 +31,16 @@ extension SpaceMap {
   ///
   /// `near` is the block wanted first, usually the one right behind the disk's last run: it is
   /// tried first, then its chunk, its group, and then the volume with most free space. Never
-  /// takes from the metadata reserve. Throws `.backing` when only blocks without backing are
+  /// takes from the metadata reserve, unless the run is for blocks that were `promised` a home: of
+  /// these, at the worst, up to half of what is left. Throws `.backing` when only blocks without backing are
   /// left; nil: no space.
   package func allocateRun(
-    near: BlockAddress?, want: Int, minimum: Int
+    near: BlockAddress?, want: Int, minimum: Int, promised: Bool = false
   ) throws(SpaceWait) -> BlockRun? {
     invariant(minimum > 0 && want >= minimum, "a run of \(want), at least \(minimum), is asked for")
     let least = min(minimum, SpaceFormat.chunkBlocks)
-    let most = min(want, SpaceFormat.chunkBlocks, available)
+    let free = promised ? max(available, backedFree / 2) : available
+    let most = min(want, SpaceFormat.chunkBlocks, free)
     if most >= least {
       let search = RunSearch(want: most, minimum: least)
       if let run = try findRun(near: near, search) {
