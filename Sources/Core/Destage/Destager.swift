@@ -66,6 +66,10 @@ package final class Destager {
   }
 
   package var isIdle: Bool { phase == .idle }
+  /// The cycle has its cut and waits until the log has it durable.
+  package var isBeginning: Bool { phase == .begin }
+  /// The cycle is about to end and waits until the log has made durable what it left out.
+  package var isAwaitingLog: Bool { phase == .logDurable }
   package var currentCut: FrameSequence { isIdle ? 0 : cut }
   /// When a stalled step wants to be tried again.
   package var wakeup: UInt64 { isWaitingForDevice ? retryAt : .max }

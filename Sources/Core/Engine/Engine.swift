@@ -75,6 +75,8 @@ package final class Engine: BlockEngine {
   let epochMemory = AlignedMemory(bytes: Int(LogLayout.epochCopies) * blockSize)
   var epochInFlight: Epoch?
   private var destagerAgain = false
+  private var applyingSequence: FrameSequence = 0
+  private var homesToFree = RingQueue<(sequence: FrameSequence, home: BlockRun)>(capacity: 64)
   private var backingInFlight: [DeviceRange?] = []
   private var punchInFlight: [DeviceRange?] = []
   var flushGoals = 0
@@ -173,6 +175,7 @@ package final class Engine: BlockEngine {
     if let recovery { return stepRecovery(recovery) }
     pool.log.advance()
     applyFrames()
+    freeDurableHomes()
     voidBrokenEpoch()
     if loadEnded || now >= memoryRetryAt {
       loadEnded = false
@@ -225,6 +228,7 @@ package final class Engine: BlockEngine {
   func applyTable(
     _ table: UnsafeRawPointer, length: Int, sequence: FrameSequence, payloadBlock: UInt64
   ) -> Bool {
+    applyingSequence = sequence
     var cursor = RecordCursor(table: table, length: length)
     while let record = cursor.next() {
       switch record {
@@ -270,7 +274,26 @@ package final class Engine: BlockEngine {
   }
 
   private func dropHome(_ address: BlockAddress, _ count: Int) {
-    if recovery == nil { pool.space.cancelReservation(address, count) }
+    if recovery == nil { freeHome(BlockRun(address, count)) }
+  }
+
+  /// A large write's home that nothing refers to any more, by the frame that is being applied. It
+  /// is free once that frame is durable: until then a power cut brings the old record back.
+  func freeHome(_ home: BlockRun) {
+    if pool.log.durableSequence >= applyingSequence {
+      pool.space.cancelReservation(home.address, home.count)
+    } else {
+      homesToFree.push((applyingSequence, home))
+    }
+  }
+
+  private func freeDurableHomes() {
+    while let (sequence, home) = homesToFree.first(),
+      sequence <= max(pool.log.durableSequence, pool.root.cutSequence)
+    {
+      pool.space.cancelReservation(home.address, home.count)
+      _ = homesToFree.pop()
+    }
   }
 
   private func applyStructural(_ record: LogRecord, sequence: FrameSequence) {
@@ -328,9 +351,13 @@ package final class Engine: BlockEngine {
     // What counted without being durable in the log is moved home first; only then may the old
     // epoch end at it.
     if pool.log.appliedSequence > pool.log.durableSequence {
-      if destager.isIdle {
+      if destager.isIdle || destager.isBeginning {
         destager.relocateAll = true
         destager.start()
+      } else if destager.isAwaitingLog {
+        fail(
+          "the log failed to flush in the midst of a checkpoint; start again: what was acknowledged "
+            + "is replayed from the log")
       }
       if pool.root.cutSequence < pool.log.appliedSequence { return }
     }

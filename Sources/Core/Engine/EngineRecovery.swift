@@ -248,8 +248,8 @@ extension Engine {
       }
       recovery.reserveCursor = IndexKey(raw: entry.end)
     }
-    pool.index.displacedHome = { [unowned pool] entry in
-      pool.space.cancelReservation(BlockAddress(raw: entry.location), 1)
+    pool.index.displacedHome = { [unowned self] entry in
+      freeHome(BlockRun(BlockAddress(raw: entry.location), 1))
     }
   }
 
