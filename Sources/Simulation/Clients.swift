@@ -119,7 +119,8 @@ extension Simulation {
   }
 
   private func write(_ i: Int, _ disk: ModelDisk, _ range: Range<UInt64>) {
-    let fua: BlockFlags = workRandom.oneIn(12) ? .forceUnitAccess : []
+    let isForced = profile.forcedOneIn > 0 && workRandom.oneIn(profile.forcedOneIn)
+    let fua: BlockFlags = isForced ? .forceUnitAccess : []
     let pattern: WriteTable.Pattern =
       switch workRandom.below(24) {
       case 0: .zeros

@@ -112,6 +112,8 @@ package struct Profile: Sendable {
   /// Mean pause of a client between requests, in microseconds.
   var thinkMicroseconds: ClosedRange<UInt64> = 1...400
   var operations = Profile.mixedOperations
+  /// One write in so many asks for FUA; 0: none.
+  var forcedOneIn: UInt64 = 12
   var administration = Profile.mixedAdministration
   /// One control request for so many client operations.
   var administerEvery: UInt64 = 40
@@ -207,6 +209,19 @@ extension Profile {
       $0.weight = 15
       $0.durability = [.init(.flush, 3), .init(.always, 1)]
     },
+    // Nothing is flushed by clients: the log's volatile tail is long when destaging meets it.
+    Profile(name: "lazy-log") {
+      $0.durability = [.init(.flush, 1)]
+      $0.logMiB = 9...12
+      $0.operations = [
+        .init(.smallWrite, 10), .init(.blockWrite, 30), .init(.blocksWrite, 40), .init(.read, 10),
+      ]
+      $0.forcedOneIn = 0
+      $0.hotKiB = 256...1024
+      $0.connections = 4...8
+      $0.administration = [.init(.show, 1), .init(.status, 1)]
+      $0.crashKinds = [.init(.powerCut, 1)]
+    },
     Profile(name: "failing-log") {
       $0.faults = [
         .init(.logWriteErrors, 3), .init(.logFlushErrors, 2), .init(.logReadErrors, 1),
@@ -250,6 +265,15 @@ extension Profile {
       $0.crashInRecoveryOneIn = 1
       $0.hotKiB = 128...512
       $0.connections = 1...4
+    },
+    // Writes of killed processes land while nobody waits for them but the lock.
+    Profile(name: "killed") {
+      $0.weight = 6
+      $0.crashes = 8...14
+      $0.crashKinds = [.init(.kill, 1)]
+      $0.hotKiB = 128...512
+      $0.connections = 4...8
+      $0.depth = 4...8
     },
     Profile(name: "many-disks") {
       $0.weight = 6

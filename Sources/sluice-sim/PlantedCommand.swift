@@ -41,9 +41,19 @@ struct PlantedCommand: ParsableCommand {
     print("all \(chosen.count) planted faults were caught")
   }
 
+  /// The kind of run that meets a mistake soonest, where most never would.
+  private static let profiles: [PlantedFault: String] = [
+    .inPlaceBeforeLogDurable: "lazy-log",
+    .noFlushInRecovery: "lazy-log",
+    .lockNotAwaited: "killed",
+  ]
+
   private func isCaught(_ fault: PlantedFault) -> Bool {
     var options = options
     options.planted = fault.rawValue
+    if options.profile == nil && options.engine.onlyProfile == nil {
+      options.profile = Self.profiles[fault]
+    }
     print("\(fault.rawValue):")
     let report = Fleet(
       seeds: seeds.seeds, options: options, jobs: jobs, timeout: timeout, maxFailures: 1
