@@ -72,6 +72,8 @@ package final class SimulatedDevice {
   private(set) var durable: [UInt64: DurablePage] = [:]
   private var overlay: [UInt64: PageArena.Page] = [:]
   private(set) var volatile: [VolatilePage] = []
+  /// Volatile pages from which on old orphans are forgotten.
+  private var crowd = 8192
   private var sequence: UInt64 = 0
   private let garbageSeed: UInt64
 
@@ -176,6 +178,23 @@ package final class SimulatedDevice {
         sectors: Int(count) * 8, random: &random)
       addVolatile(block + i, page, write: write, orphaned: true)
     }
+    if volatile.count > crowd { forgetOldOrphans() }
+  }
+
+  /// An engine that tries again and again leaves many failed writes. That an older one of the same
+  /// block is lost is one of its possible fates, so it need not be kept.
+  private func forgetOldOrphans() {
+    var seen: Set<UInt64> = []
+    var kept: [VolatilePage] = []
+    for entry in volatile.reversed() {
+      if entry.orphaned && !seen.insert(entry.block).inserted {
+        drop(entry)
+      } else {
+        kept.append(entry)
+      }
+    }
+    volatile = kept.reversed()
+    crowd = max(crowd, 2 * volatile.count)
   }
 
   /// Whatever was in the range is garbage from now on; volatile like a write. Blocks that never

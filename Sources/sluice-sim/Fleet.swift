@@ -36,6 +36,15 @@ struct Fleet {
   var maxFailures: Int
   private static let batch: UInt64 = 16
 
+  /// This program's own file, however it was called.
+  private static let program: String = {
+    var path = [UInt8](repeating: 0, count: Int(PATH_MAX))
+    let count = path.withUnsafeMutableBytes {
+      readlink("/proc/self/exe", $0.baseAddress!.assumingMemoryBound(to: CChar.self), $0.count)
+    }
+    return count > 0 ? String(decoding: path[..<count], as: UTF8.self) : "/proc/self/exe"
+  }()
+
   func run() -> Report {
     var report = Report()
     var waiting: [ClosedRange<UInt64>] = []
@@ -80,7 +89,7 @@ struct Fleet {
     var arguments = words.map { strdup($0) }
     arguments.append(nil)
     var pid: pid_t = 0
-    let error = posix_spawn(&pid, "/proc/self/exe", &actions, nil, arguments, environ)
+    let error = posix_spawn(&pid, Self.program, &actions, nil, arguments, environ)
     invariant(error == 0, "a child process can't be started: errno \(error)")
     for argument in arguments { free(argument) }
     posix_spawn_file_actions_destroy(&actions)

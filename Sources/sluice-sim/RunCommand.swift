@@ -81,6 +81,7 @@ struct WorkCommand: ParsableCommand {
 
   func run() {
     setlinebuf(stdout)
+    limitMemory()
     for seed in seeds.seeds {
       print("begin \(seed)")
       let result = options.simulation(seed: seed, verbose: false).run()
@@ -93,6 +94,12 @@ struct WorkCommand: ParsableCommand {
       print("end \(seed) \(result.operations) \(result.crashes) \(rare) \(harness)")
     }
   }
+}
+
+/// A run that grows without bound fails its seed, not the machine.
+private func limitMemory() {
+  var limit = rlimit(rlim_cur: 4 << 30, rlim_max: 4 << 30)
+  setrlimit(__rlimit_resource_t(RLIMIT_AS.rawValue), &limit)
 }
 
 let onlineProcessors = max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN)))
