@@ -84,6 +84,9 @@ extension Simulation {
     case .smallWrite:
       write(i, disk, place(disk, 1 + workRandom.below(24), align: 1))
     case .blockWrite: write(i, disk, place(disk, 8, align: 8))
+    case .scatteredWrite:
+      let block = workRandom.below(sectors / 8)
+      write(i, disk, (block * 8)..<(block * 8 + 8))
     case .blocksWrite: write(i, disk, place(disk, 16 + workRandom.below(14) * 8, align: 8))
     case .largeWrite: write(i, disk, place(disk, 256 + workRandom.below(33) * 8, align: 256))
     case .hugeWrite: hugeWrite(i, disk)
@@ -149,6 +152,12 @@ extension Simulation {
   }
 
   private func trim(_ i: Int, _ disk: ModelDisk, _ range: Range<UInt64>) {
+    // While the size changes nobody can tell whether a last half block counts as whole.
+    var range = range
+    if disk.isBeingResized {
+      range = range.lowerBound..<max(range.lowerBound, range.upperBound / 8 * 8)
+      if range.isEmpty { return }
+    }
     let flags: BlockFlags = workRandom.oneIn(8) ? .forceUnitAccess : []
     send(i, disk, .trim, range, flags: flags, pattern: .zeros)
   }

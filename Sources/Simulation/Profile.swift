@@ -9,6 +9,8 @@ package enum ClientOperation: Sendable {
   case smallWrite
   /// Exactly one block.
   case blockWrite
+  /// One block anywhere on the disk, so that each write touches metadata of its own.
+  case scatteredWrite
   /// Several whole blocks.
   case blocksWrite
   /// 128 to 256 KiB, aligned: goes straight home (R5).
@@ -93,7 +95,7 @@ package struct Profile: Sendable {
   var volumes: ClosedRange<UInt64> = 1...3
   var spareVolumes: UInt64 = 1
   var sparseOneIn: UInt64 = 2
-  var cacheMiB: [UInt64] = [1, 4, 16]
+  var cacheKiB: [UInt64] = [1024, 4096, 16_384]
   var durability: [Weighted<Durability>] = [.init(.always, 1)]
   /// Bytes behind each sparse volume, as percent of its size.
   var backingPercent: UInt64 = 100
@@ -178,9 +180,20 @@ extension Profile {
       $0.connections = 4...8
     },
     Profile(name: "tiny-cache") {
-      $0.cacheMiB = [1]
+      $0.cacheKiB = [1024]
       $0.diskKiB = 16_384...65_536
       $0.hotKiB = 4096...8192
+    },
+    Profile(name: "scattered") {
+      $0.weight = 8
+      $0.cacheKiB = [512]
+      $0.logMiB = 9...10
+      $0.disks = 8...12
+      $0.giantOneIn = 1
+      $0.operations = [.init(.scatteredWrite, 60), .init(.read, 5), .init(.bigTrim, 1)]
+      $0.connections = 6...10
+      $0.depth = 4...8
+      $0.crashes = 1...3
     },
     Profile(name: "full-pool") {
       $0.weight = 15
@@ -252,7 +265,7 @@ extension Profile {
       $0.weight = 6
       $0.logMiB = 64...96
       $0.volumeSlowness = 300
-      $0.cacheMiB = [16]
+      $0.cacheKiB = [16_384]
       $0.giantOneIn = 0
       $0.operations = [.init(.blockWrite, 60), .init(.blocksWrite, 30), .init(.flush, 5)]
       $0.administration = [.init(.show, 1), .init(.status, 1), .init(.flush, 2)]
@@ -323,7 +336,7 @@ extension Profile {
     }
     var plan = PoolPlan(seed: seed, log: log, volumes: Array(drawn.prefix(Int(count))))
     plan.spareVolumes = Array(drawn.dropFirst(Int(count)))
-    plan.cacheBytes = Int(random.pick(cacheMiB) * mebi)
+    plan.cacheBytes = Int(random.pick(cacheKiB)) * 1024
     plan.durability = durability.draw(&random)
     plan.planted = planted
     return plan
