@@ -65,7 +65,8 @@ def recovery(directory, quick):
     return {
         "what": "kill -9 with a full log: ready again, everything read back",
         "log_fill": round(fill, 3), "seconds": round(seconds, 2), "reported": frames,
-        "peak_memory_mib": peak >> 20, "holds": seconds <= 3 and peak < GIB,
+        "peak_memory_mib": peak >> 20, # A log that destaging kept emptier than that proves nothing.
+        "holds": seconds <= 3 and fill >= 0.85 and peak < GIB,
     }
 
 
@@ -118,7 +119,7 @@ def many_disks(directory, quick):
 
 
 def petabyte(directory, quick):
-    """A pool of 1 PiB as 65 sparse files: created and opened in seconds, a few MiB written."""
+    """A pool of 1 PiB as 65 sparse files: created and opened in seconds, little written."""
     place = directory / "petabyte"
     place.mkdir()
     words = [servers.SLUICE, "pool", "create", place, "--log", f"{place}/log.img:1G"]
@@ -146,8 +147,8 @@ def petabyte(directory, quick):
     return {
         "what": "a pool of 1 PiB on 65 sparse files", "size": size,
         "create_seconds": round(creating, 2), "open_seconds": round(opening, 2),
-        "written_mib": taken >> 20, "peak_memory_mib": peak >> 20,
-        "holds": size >= 1 << 50 and creating < 30 and opening < 10 and taken < 128 * MIB,
+        "allocated_mib": taken >> 20, "peak_memory_mib": peak >> 20,
+        "holds": size >= 1 << 50 and creating < 30 and opening < 10 and taken < 256 * MIB,
     }
 
 

@@ -74,6 +74,16 @@ extension BlockCache {
     cache.verify()
   }
 
+  @Test(arguments: [16, 60, 64, 65, 200])
+  func aCacheFullOfMuchUsedBlocksTakesMore(slots: Int) {
+    let cache = BlockCache(bytes: slots * blockSize)
+    for i in 0..<UInt64(slots) { _ = cache.fill(i, role: .node) }
+    for i in 100_000..<101_000 as Range<UInt64> {
+      for _ in 0..<3 { for j in 0..<UInt64(slots) { _ = cache.has(j, role: .node) } }
+      #expect(cache.fill(i, role: .node) != nil)
+    }
+  }
+
   @Test func aCacheFullOfPinnedAndLoadingBlocksTakesNoMore() {
     let cache = BlockCache(bytes: 64 * blockSize)
     for i in 0..<32 as Range<UInt64> { cache.pin(cache.fill(i)!) }

@@ -285,10 +285,10 @@ package final class BlockCache {
   }
 
   private func evictFromMain() -> CacheSlot? {
-    // When all slots have been used much, the search ends before it has met them all: then age
+    // When all slots have been used much, the search ends before it has met them often: then age
     // alone decides, and no eviction takes long.
-    let patience = 64
-    for met in 0..<main.count {
+    let patience = min(64, main.count)
+    for met in 0..<2 * main.count {
       let slot = main.tail
       unlink(slot)
       if meta[Int(slot)].pins == 0 && (meta[Int(slot)].uses == 0 || met >= patience) {
