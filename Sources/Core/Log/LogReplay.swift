@@ -253,8 +253,10 @@ package final class LogReplay {
   // MARK: Summaries
 
   private func useSummary(_ segment: UInt64) throws(Need) -> Bool {
+    // A summary may name frames that did not survive: the next epoch then took their sequences.
+    let end = epochIndex + 1 < epochs.count ? epochs[epochIndex + 1].firstSequence : .max
     guard let header = summaries[segment], header.epoch == epochs[epochIndex].number,
-      header.sequence >= expected, header.sequence <= watermark
+      header.sequence >= expected, header.sequence <= watermark, header.sequence < end
     else { return false }
     guard let table = tables[segment] else { throw .table(segment) }
     defer { tables[segment] = nil }
@@ -331,9 +333,12 @@ package final class LogReplay {
       let header = FrameHeader(
         decoding: p, tag: geometry.tag,
         maximumBlocks: (geometry.segmentSize - UInt64(offset)) >> blockShift),
-      header.kind == .data, header.epoch == epochs[epochIndex].number || fault == .epochNotRaised,
-      header.position == position
+      header.kind == .data, header.position == position
     else { return nil }
+    guard header.epoch == epochs[epochIndex].number || fault == .epochNotRaised else {
+      paths.hit(.staleFrameVoid)
+      return nil
+    }
     if header.flags & FrameHeader.bridge != 0 {
       return header.sequence + 1 >= expected ? (header, p) : nil
     }
