@@ -126,7 +126,13 @@ final class LogEvents {
       try self.name(parent, old, object, removed: true)
       ordinal += 1
       try self.name(newParent, new, object, removed: false)
-    case .resize(let object, _): try event(object, .resize)
+    case .resize(let object, let size):
+      try event(object, .resize)
+      // What lies behind the new end is given up.
+      let end = roundUp(size, to: UInt64(blockSize)) >> blockShift
+      if end < BlockIndex.limit {
+        try content(object, BlockIndex(end), .zero, BlockIndex.limit - end)
+      }
     case .change(let object, _): try event(object, .change)
     }
   }

@@ -219,6 +219,7 @@ extension Simulation {
   private func setAttributes(_ disk: ModelDisk) {
     var new = DiskAttributeChange(comment: "comment \(adminRandom.below(1000)) — ü")
     if adminRandom.oneIn(2) { new.durability = adminRandom.oneIn(2) ? .flush : .always }
+    if new.durability == .flush { table.weakenPending(of: disk.number) }
     change(disk, .set(new), .set(name: disk.name, change: new))
   }
 

@@ -216,11 +216,12 @@ extension Simulation {
   private func begin(
     _ range: Range<UInt64>, _ disk: ModelDisk, _ pattern: WriteTable.Pattern, _ isForced: Bool
   ) -> Stamp.Version {
-    let version = table.add(
-      WriteTable.Record(
-        submitted: table.tick(), disk: disk.number, firstSector: range.lowerBound,
-        sectorCount: UInt64(range.count), pattern: pattern,
-        weak: (disk.isWeak && !isForced) || profile.flipTailOneIn > 0))
+    var record = WriteTable.Record(
+      submitted: table.tick(), disk: disk.number, firstSector: range.lowerBound,
+      sectorCount: UInt64(range.count), pattern: pattern,
+      weak: (disk.isWeak && !isForced) || profile.flipTailOneIn > 0)
+    record.isForced = isForced
+    let version = table.add(record)
     disk.model.begin(version, table)
     return version
   }

@@ -38,6 +38,8 @@ package struct WriteTable {
     var state = State.pending
     /// Acknowledged before it is durable (`flush` durability without FUA).
     var weak: Bool
+    /// Durable before it is acknowledged whatever the disk's durability (FUA).
+    var isForced = false
     /// Whether the client was told that it succeeded, whatever became of it.
     var wasAcknowledged = false
 
@@ -125,6 +127,14 @@ package struct WriteTable {
     records[Int(version)].ended = tick()
     records[Int(version)].state = state
     records[Int(version)].wasAcknowledged = state == .acknowledged
+  }
+
+  /// A disk's durability becomes `flush`: what is in flight may be acknowledged either way.
+  package mutating func weakenPending(of disk: UInt16) {
+    for i in records.indices
+    where records[i].disk == disk && records[i].state == .pending && !records[i].isForced {
+      records[i].weak = true
+    }
   }
 
   /// Fills `memory` with the whole content that `version` writes.

@@ -382,10 +382,38 @@ package final class Destager {
       batch.transfers[i] = transfer
       if error != 0 { pool.ioErrors += 1 }
       if transfer.attempts < 3 { return issueRead(i) }
-      acceptDamage(transfer, unreadable: error != 0)
+      if error != 0, transfer.count > 1 || transfer.attempts < Self.readAttempts {
+        failedReads.append(i)
+      } else {
+        acceptDamage(transfer, unreadable: error != 0)
+      }
     }
     batch.outstanding -= 1
-    if batch.outstanding == 0 { writeBatch() }
+    guard batch.outstanding == 0 else { return }
+    if failedReads.isEmpty {
+      writeBatch()
+    } else {
+      waitForDevice()
+    }
+  }
+  /// Transfers from the log that the device refused: tried again a second later, block by block,
+  /// for half a minute. A path that comes back costs nothing; only a bad sector costs its block.
+  private var failedReads: [Int] = []
+  private static let readAttempts = 32
+
+  private func retryReads() {
+    let failed = failedReads
+    failedReads.removeAll(keepingCapacity: true)
+    for i in failed {
+      let transfer = batch.transfers[i]
+      for place in transfer.first..<transfer.first + transfer.count {
+        let single = DestageTransfer(first: place, count: 1, attempts: max(3, transfer.attempts))
+        let index = place == transfer.first ? i : batch.transfers.count
+        if index == i { batch.transfers[i] = single } else { batch.transfers.append(single) }
+        batch.outstanding += 1
+        issueRead(index)
+      }
+    }
   }
 
   /// Blocks of the log that can't be read any more: their homes take what there is together with
@@ -832,6 +860,7 @@ package final class Destager {
     let roots = failedRoots
     failedRoots.removeAll()
     for v in roots { issueRoot(v) }
+    retryReads()
     if retryWrites {
       retryWrites = false
       writeBatch()
