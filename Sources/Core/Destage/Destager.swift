@@ -510,9 +510,10 @@ package final class Destager {
       let group = nextGroup()
       let first = batch.items[mapped]
       let disk = pool.disks[first.key.slot]!
-      if disk.isDeleted || !disk.isLoaded {
-        // Deleted since it was gathered: its index entries are gone, its map will be freed.
-        if first.isNew { for i in 0..<group { cancelHome(batch.items[mapped + i]) } }
+      if disk.isDeleted && first.isNew {
+        // Deleted since it was gathered: its index entries are gone, its map will be freed. What
+        // was overwritten in place is mapped all the same: as of the cut, the disk is there.
+        for i in 0..<group { cancelHome(batch.items[mapped + i]) }
       } else {
         try map(group, disk)
       }

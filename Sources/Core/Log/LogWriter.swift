@@ -182,15 +182,17 @@ package final class LogWriter {
 
   /// Segments that may still be entered.
   package var freeSegments: UInt64 {
-    let head = geometry.segment(of: state.nextPosition)
+    // Before the first epoch after a recovery, and at a segment's end, no segment is open.
+    let head = max(geometry.segment(of: max(state.nextPosition, appliedPosition)), tailSegment)
     let used = head - tailSegment + 1
     return used >= geometry.segments ? 0 : geometry.segments - used
   }
 
   /// Bytes between the tail and the head.
   package var usedBytes: UInt64 {
-    state.nextPosition > geometry.start(ofSegment: tailSegment)
-      ? state.nextPosition - geometry.start(ofSegment: tailSegment) : 0
+    let head = max(state.nextPosition, appliedPosition)
+    let tail = geometry.start(ofSegment: tailSegment)
+    return head > tail ? head - tail : 0
   }
 
   /// Whether records of `table` bytes and `payload` blocks fit the open frame, or a new one.
