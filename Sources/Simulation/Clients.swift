@@ -238,7 +238,11 @@ extension Simulation {
     var request = request
     request.asked = table.tick()
     request.submittedAt = queue.now
-    request.submittedInTrouble = isInTrouble
+    // Damage that a later write heals may yet be met by a request that began before.
+    request.submittedInTrouble =
+      isInTrouble
+      || (request.isRead && !request.mustRefuse
+        && damage.touches(request.disk.number, request.sectorRange))
     if case .client(let i) = request.purpose { clients[i].outstanding += 1 }
     if request.isRead { request.disk.model.readBegan(request.asked) }
     let slot = requests.take(request)

@@ -186,7 +186,7 @@ extension Profile {
     },
     Profile(name: "scattered") {
       $0.weight = 8
-      $0.cacheKiB = [512]
+      $0.cacheKiB = [256]
       $0.logMiB = 9...10
       $0.disks = 8...12
       $0.giantOneIn = 1

@@ -211,6 +211,7 @@ package final class Destager {
     if pool.store.needsSpill {
       // What is dirty now is written out with the batch's maps; the batch itself goes first.
       if !batch.items.isEmpty { return readBatch() }
+      pool.paths.hit(.nodeSpill)
       phase = .maps
     }
     return true
@@ -524,7 +525,7 @@ package final class Destager {
     }
     if mapped == batch.items.count {
       batch.clear()
-      phase = sweepEnded || pool.store.needsSpill ? .maps : .sweep
+      phase = sweepEnded ? .maps : .sweep
     }
     return true
   }
