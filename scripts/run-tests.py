@@ -29,10 +29,10 @@ RELEASE = ["-c", "release"]
 # Optimised, and yet with `@testable`: other objects than the product's, so a folder of their own.
 TESTABLE = ["-Xswiftc", "-enable-testing", "--scratch-path", ".build-test"]
 # Seeds of the simulation.
-SEEDS = os.environ.get("SLUICE_TEST_SEEDS", "60")
+SEEDS = os.environ.get("SLUICE_TEST_SEEDS", "300")
 
 
-DEFAULT = ("format", "build", "unit", "simulation")
+DEFAULT = ("format", "build", "unit", "simulation", "planted")
 
 
 class Stage:
@@ -170,17 +170,29 @@ def main():
             sys.exit(f"there is no stage “{name}”; the stages are {', '.join(names)}")
     LOGS.mkdir(parents=True, exist_ok=True)
     passed = failed = 0
+    failures = []
     for stage in known:
         if stage.name not in (wanted or DEFAULT):
             continue
         good, bad = stage.run()
         passed += good
         failed += bad
+        if bad:
+            failures += failures_of(stage.name) or [f"{stage.name}: see {LOGS}/{stage.name}.log"]
         if bad and stage.name == "build":
             print("nothing more can be tested without the program")
             break
+    for line in failures:
+        print(f"failed: {line}")
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
+
+
+def failures_of(stage):
+    """The lines of a stage's log that name what failed, for the end of the output."""
+    text = (LOGS / f"{stage}.log").read_text(errors="replace")
+    telling = re.compile(r"\u2718 Test (?!run with )|^not ok|^seed \d+ FAILED|not caught by|error:|^FAIL")
+    return [f"{stage}: {line.strip()[:300]}" for line in text.splitlines() if telling.search(line)][:20]
 
 
 if __name__ == "__main__":

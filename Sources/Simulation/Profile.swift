@@ -235,6 +235,18 @@ extension Profile {
       $0.administration = [.init(.show, 1), .init(.status, 1)]
       $0.crashKinds = [.init(.powerCut, 1)]
     },
+    // A killed engine leaves its writes in the devices' caches; the power goes soon after.
+    Profile(name: "lazy-kill") {
+      $0.weight = 6
+      $0.durability = [.init(.flush, 1)]
+      $0.operations = [.init(.smallWrite, 10), .init(.blockWrite, 30), .init(.read, 10)]
+      $0.forcedOneIn = 0
+      $0.connections = 2...4
+      $0.administration = [.init(.show, 1), .init(.status, 1)]
+      $0.crashes = 10...30
+      $0.crashKinds = [.init(.kill, 1), .init(.powerCut, 1)]
+      $0.crashInRecoveryOneIn = 2
+    },
     Profile(name: "failing-log") {
       $0.faults = [
         .init(.logWriteErrors, 3), .init(.logFlushErrors, 2), .init(.logReadErrors, 1),

@@ -44,8 +44,10 @@ struct PlantedCommand: ParsableCommand {
   /// The kind of run that meets a mistake soonest, where most never would.
   private static let profiles: [PlantedFault: String] = [
     .inPlaceBeforeLogDurable: "lazy-log",
-    .noFlushInRecovery: "lazy-log",
+    .noFlushInRecovery: "lazy-kill",
     .lockNotAwaited: "killed",
+    .punchAfterReuse: "full-pool",
+    .checkpointNotExactPrefix: "lazy-log",
   ]
 
   private func isCaught(_ fault: PlantedFault) -> Bool {

@@ -57,7 +57,9 @@ package final class Pool {
     self.configuration = configuration
     log = LogWriter(geometry: configuration.log, ops: ops)
     log.fault = configuration.fault
-    space = SpaceMap()
+    var spaceConfiguration = SpaceMap.Configuration()
+    spaceConfiguration.fault = configuration.fault
+    space = SpaceMap(spaceConfiguration)
     store = NodeStore(cache: BlockCache(bytes: configuration.cacheBytes), checkpoint: 1)
     store.allocator = space
     for (i, volume) in configuration.volumes.enumerated() {

@@ -140,6 +140,7 @@ extension Engine {
   /// written.
   private func chooseRoot(_ recovery: Recovery) -> Bool {
     var newest: RootRecord?
+    var older: RootRecord?
     for v in 0..<pool.configuration.volumes.count {
       var own: RootRecord?
       var copies: UInt64 = 0
@@ -150,20 +151,20 @@ extension Engine {
             unit: pool.configuration.unit)
         else { continue }
         if root.checkpoint > own?.checkpoint ?? 0 {
+          older = own
           own = root
           copies = 0
+        } else if root.checkpoint != own?.checkpoint,
+          root.checkpoint > older?.checkpoint ?? 0
+        {
+          older = root
         }
         if root.checkpoint == own?.checkpoint { copies += 1 }
       }
       recovery.newestRoots.append(copies == VolumeLayout.rootCopies ? own : nil)
-      if let own {
-        let isBetter =
-          pool.fault == .olderRootAccepted
-          ? own.checkpoint < newest?.checkpoint ?? .max
-          : own.checkpoint > newest?.checkpoint ?? 0
-        if isBetter { newest = own }
-      }
+      if let own, own.checkpoint > newest?.checkpoint ?? 0 { newest = own }
     }
+    if pool.fault == .olderRootAccepted { newest = older ?? newest }
     guard let root = newest else {
       fail(
         "no volume holds a root of this pool; was `pool create` interrupted? Create it anew, or "

@@ -173,7 +173,7 @@ extension SpaceMap {
       let start = unit * unitBlocks
       let count = min(unitBlocks, end - start)
       guard table.isFree(slot, start, count) else { continue }
-      holdFree(slot, start, count)
+      if configuration.fault != .punchAfterReuse { holdFree(slot, start, count) }
       let base = (piece.key & 0xFFFF_FFFF_FFFF) * UInt64(SpaceFormat.chunkBlocks)
       let address = BlockAddress(volume: volume.index, block: base + UInt64(start))
       Self.append(BlockRun(address, count), to: &punches, from: punchHead)
@@ -198,6 +198,7 @@ extension SpaceMap {
   /// The discard ended; with an error the blocks are free all the same, and when the device can't
   /// do it at all (EOPNOTSUPP) it is not asked again.
   package func punchDone(_ range: DeviceRange, error: Int32) {
+    if configuration.fault == .punchAfterReuse { return }
     let run = blockRun(range)
     let volume = volumes[run.address.volume]
     let piece = firstPiece(run.address, run.count)

@@ -39,6 +39,7 @@ package final class SpaceMap {
     /// Backed free blocks that a sparse file keeps; what is freed beyond goes back to its file
     /// system (64 MiB).
     package var punchSlack = 16_384
+    package var fault: PlantedFault?
     package init() {}
   }
 

@@ -207,7 +207,11 @@ extension SpaceMap {
         block: (p.key & 0xFFFF_FFFF_FFFF) * UInt64(SpaceFormat.chunkBlocks) + UInt64(p.start))
       if let slot = table.find(p.key), !table.infos[slot].isQuarantined {
         holdReleased(slot, p.start, p.count)
-        Self.append(BlockRun(at, p.count), to: &releases, from: settledReleases)
+        if configuration.fault == .freedBlocksReusedBeforeCheckpoint {
+          unholdBlocks(slot, p.start, p.count)
+        } else {
+          Self.append(BlockRun(at, p.count), to: &releases, from: settledReleases)
+        }
       } else {
         Self.append(BlockRun(at, p.count), to: &deltas, from: 0)
       }
