@@ -41,10 +41,12 @@ def recovery(directory, quick):
     disks = 8
     # Each block once, so that fio knows afterwards what every one must hold. A block takes a
     # little more than itself in the log.
-    share = int(log * 0.88) // disks // (4 * KIB) * 4 * KIB
+    share = int(log * 0.86) // disks // (4 * KIB) * 4 * KIB
     server = servers.Sluice(directory, disks=disks, disk_size=share, log=str(log))
     try:
-        work = ["--rw=randwrite", "--bs=4k", "--iodepth=8", f"--size={share}", "--verify=crc32c",
+        # Nothing leaves the log meanwhile, so that it gets as full as it can be.
+        server.hold_destage()
+        work = ["--rw=randwrite", "--bs=4k", "--iodepth=32", f"--size={share}", "--verify=crc32c",
                 "--randseed=7", "--allrandrepeat=1"]
 
         def jobs(*more):

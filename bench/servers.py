@@ -13,6 +13,7 @@ import subprocess
 import time
 
 from sluicetest import tools
+from sluicetest.api import API
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SLUICE = ROOT / ".build/release/sluice"
@@ -125,6 +126,12 @@ class Sluice(Server):
 
     def status(self):
         return tools.run_json([SLUICE, "status", "--json", "--pool", self.directory])
+
+    def hold_destage(self):
+        """Nothing leaves the log before the next flush or restart."""
+        api = API(self.directory / "api.sock")
+        api.call("PUT", "/v1/destage", {"held": True})
+        api.close()
 
     def uri(self, disk):
         return f"nbd+unix:///disk{disk}?socket={self.socket}"

@@ -197,6 +197,16 @@ package struct Scrub: Codable, Equatable, Sendable {
   }
 }
 
+/// The body of `PUT /v1/destage`: halt destaging, for tests and measurements of a full log; a flush
+/// or a restart lets it go on.
+package struct Destaging: Codable, Equatable, Sendable {
+  package var held: Bool
+
+  enum CodingKeys: String, CodingKey, CaseIterable { case held }
+
+  package init(held: Bool) { self.held = held }
+}
+
 /// The body of `POST /v1/volumes`: take a device or file into the pool's space.
 package struct AddVolume: Codable, Equatable, Sendable {
   /// Absolute path on the daemon's host.

@@ -8,6 +8,7 @@
 //     PATCH  /v1/disks/NAME       rename, resize or set attributes
 //     DELETE /v1/disks/NAME       delete; ?snapshots=true, ?force=true
 //     POST   /v1/flush            destage all that was logged before; replies when it is done
+//     PUT    /v1/destage          halt destaging or let it go on (for tests)
 //     POST   /v1/scrub            verify every block in use; replies at the end
 //     GET    /v1/scrub            how far the scrub is
 //     POST   /v1/volumes          add a volume to the pool's space
@@ -57,6 +58,11 @@ struct Routes: Sendable {
     router.post("/v1/flush") { request, _ in
       _ = try await request.json(NoFields.self, absent: NoFields())
       try await service.perform(.flush)
+      return Response(status: .noContent)
+    }
+    router.put("/v1/destage") { request, _ in
+      let destaging = try await request.json(Destaging.self)
+      try await service.perform(.holdDestage(destaging.held))
       return Response(status: .noContent)
     }
     router.post("/v1/scrub") { request, _ in

@@ -47,8 +47,7 @@ package enum PoolCreation {
       })
     for write in layout.writes() {
       let file = write.device == .log ? logFile : files[Int(write.device.raw) - 1]
-      try file.write(
-        offset: write.offset, from: write.memory.base, length: write.memory.count, durable: true)
+      try writeChanges(file, offset: write.offset, write.memory)
     }
     for file in [logFile] + files { try file.flush() }
     try PoolDirectory(
@@ -127,6 +126,18 @@ package enum PoolCreation {
     try file.flush()
   }
 
+  /// Writes the blocks that differ from what is there: a new sparse file stays sparse.
+  private static func writeChanges(
+    _ file: DeviceFile, offset: UInt64, _ memory: AlignedMemory
+  ) throws {
+    let old = try file.read(offset: offset, length: memory.count)
+    for at in stride(from: 0, to: memory.count, by: blockSize)
+    where memcmp(old.base + at, memory.base + at, blockSize) != 0 {
+      try file.write(
+        offset: offset + UInt64(at), from: memory.base + at, length: blockSize, durable: true)
+    }
+  }
+
   /// Labels a new volume `index` of the pool that `first` is a label of. It belongs to the pool
   /// once `pool.json` names it and the engine knows it.
   package static func label(_ file: DeviceFile, as index: Int, of first: DeviceLabel) throws
@@ -139,9 +150,7 @@ package enum PoolCreation {
         member: UUIDBytes(random: &random), sizeInBlocks: file.description.size >> blockShift))
     let roots = AlignedMemory(
       bytes: Int(VolumeLayout.units * VolumeLayout.rootRing) * blockSize)
-    try file.write(
-      offset: VolumeLayout.roots << blockShift, from: roots.base, length: roots.count, durable: true
-    )
+    try writeChanges(file, offset: VolumeLayout.roots << blockShift, roots)
     let memory = AlignedMemory(bytes: blockSize)
     label.encode(to: memory.base)
     for block in [VolumeLayout.label, VolumeLayout.labelCopy] {

@@ -529,7 +529,7 @@ package final class Engine: BlockEngine {
   /// which destaging earns: for each unit of its remaining work done, its share of the room that
   /// is left. So writers slow down smoothly to what destaging frees, whatever the devices' speed.
   var mayAdmit: Bool {
-    guard fill >= Self.paceFrom else { return true }
+    guard fill >= Self.paceFrom, !destager.isHeld else { return true }
     if !isThrottled {
       isThrottled = true
       pool.paths.hit(.throttled)
