@@ -187,8 +187,8 @@ extension Profile {
     Profile(name: "scattered") {
       $0.weight = 8
       $0.cacheKiB = [256]
-      $0.logMiB = 9...10
-      $0.disks = 8...12
+      $0.logMiB = 14...20
+      $0.disks = 24...32
       $0.giantOneIn = 1
       $0.operations = [.init(.scatteredWrite, 60), .init(.read, 5), .init(.bigTrim, 1)]
       $0.connections = 6...10
@@ -263,7 +263,7 @@ extension Profile {
     },
     Profile(name: "bit-rot") {
       $0.faults = [
-        .init(.flippedData, 4), .init(.flippedMetadata, 1), .init(.flippedLog, 3),
+        .init(.flippedData, 3), .init(.flippedMetadata, 3), .init(.flippedLog, 2),
       ]
       $0.faultEvery = 150
     },

@@ -1,3 +1,5 @@
+import Glibc
+
 // Little-endian access to raw memory, for the format encoders and decoders. Callers have checked
 // that offset + width lies within the block.
 
@@ -32,6 +34,15 @@ package final class AlignedMemory {
     invariant(bytes > 0 && bytes % blockSize == 0, "memory of \(bytes) bytes is not whole blocks")
     base = .allocate(byteCount: bytes, alignment: blockSize)
     base.initializeMemory(as: UInt8.self, repeating: 0, count: bytes)
+    count = bytes
+  }
+
+  /// Memory that will be read into; in huge pages where it is large.
+  package init(uninitializedBytes bytes: Int) {
+    invariant(bytes > 0 && bytes % blockSize == 0, "memory of \(bytes) bytes is not whole blocks")
+    let huge = 2 << 20
+    base = .allocate(byteCount: bytes, alignment: bytes >= huge ? huge : blockSize)
+    if bytes >= huge { _ = madvise(base, bytes, MADV_HUGEPAGE) }
     count = bytes
   }
 

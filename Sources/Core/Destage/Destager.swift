@@ -523,6 +523,7 @@ package final class Destager {
       destagedBlocks += UInt64(group)
       progress += UInt64(group)
     }
+    spillIfNeeded()
     if mapped == batch.items.count {
       batch.clear()
       phase = sweepEnded ? .maps : .sweep

@@ -253,6 +253,7 @@ package final class Engine: BlockEngine {
           dropHome(address, count)
           continue
         }
+        recovery?.hasHomes = true
         for i in 0..<count {
           pool.insert(
             IndexEntry(

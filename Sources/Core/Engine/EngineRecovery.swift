@@ -24,6 +24,8 @@ final class Recovery {
   var newestRoots: [RootRecord?] = []
   var replay: LogReplay?
   var startedAt: UInt64 = 0
+  /// The log holds large writes.
+  var hasHomes = false
   var reserveCursor = IndexKey(raw: 0)
   var spaceBlocked = false
 
@@ -241,7 +243,7 @@ extension Engine {
 
   /// Homes of large writes that no map has yet must not be handed out (R17).
   private func reserveHomes(_ recovery: Recovery) throws(SpaceWait) {
-    while let entry = pool.index.next(from: recovery.reserveCursor) {
+    while recovery.hasHomes, let entry = pool.index.next(from: recovery.reserveCursor) {
       if entry.kind == .home {
         guard try pool.space.reserve(BlockAddress(raw: entry.location), 1) else {
           return fail("a logged write's home is in use by something else; run `sluice check`")

@@ -145,7 +145,7 @@ package final class LogIndex {
   /// Puts `entry` in the place of whatever is logged for its range.
   package func insert(_ entry: IndexEntry) -> IndexDisplaced {
     var displaced = IndexDisplaced()
-    if entry.kind != .zero, replaceSameBlock(entry, &displaced) { return displaced }
+    if entry.kind != .zero, insertBlock(entry, &displaced) { return displaced }
     displaced = remove(from: entry.key, length: entry.length)
     put(entry)
     return displaced
@@ -206,15 +206,29 @@ package final class LogIndex {
     }
   }
 
-  private func replaceSameBlock(_ entry: IndexEntry, _ displaced: inout IndexDisplaced) -> Bool {
+  /// With one search: replaces the block's data entry, or puts in a first one where nothing
+  /// overlaps it and its chunk has room. False when it takes more than that.
+  private func insertBlock(_ entry: IndexEntry, _ displaced: inout IndexDisplaced) -> Bool {
     guard directoryCount > 0 else { return false }
     let d = directoryIndex(of: entry.key.raw)
     guard d >= 0 else { return false }
-    let chunk = pointer(chunkIDs[d])
-    let i = upperBound(chunk, Int(counts[Int(chunkIDs[d])]), entry.key.raw) - 1
-    guard i >= 0, chunk[i].key == entry.key, chunk[i].kind != .zero else { return false }
-    account(chunk[i], &displaced)
+    let id = chunkIDs[d]
+    let chunk = pointer(id)
+    let n = Int(counts[Int(id)])
+    let i = upperBound(chunk, n, entry.key.raw)
+    // The directory's key is the chunk's first: something is in front.
+    let before = chunk[i - 1]
+    if before.key == entry.key, before.kind != .zero {
+      account(before, &displaced)
+      chunk[i - 1] = entry
+      return true
+    }
+    guard before.end <= entry.key.raw, n < Self.chunkCapacity else { return false }
+    (chunk + i + 1).update(from: chunk + i, count: n - i)
     chunk[i] = entry
+    counts[Int(id)] = UInt8(n + 1)
+    count += 1
+    blocksLogged += 1
     return true
   }
 

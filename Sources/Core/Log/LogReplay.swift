@@ -16,8 +16,9 @@
 //     payload block with a wrong checksum, sequence <= W     counts; reading the block is an error
 //     payload block with a wrong checksum, sequence > W      torn: the tail
 //
-// To know W behind a bad frame, the rest of its segment and the two behind it are looked through:
-// more than can be in flight or unsynced at once.
+// To know W behind a bad frame, the 32 MiB behind it are looked through, in its segment and the two
+// that follow: more than can be in flight, or unsynced but for a flush that takes very long. What
+// is further away is known from the first and the last block of every segment.
 
 package final class LogReplay {
   package enum Outcome: Equatable {
@@ -38,9 +39,16 @@ package final class LogReplay {
   }
 
   private enum Need: Error {
-    case segment(UInt64)
+    /// The segment's content up to an offset.
+    case segment(UInt64, upTo: Int)
     case table(UInt64)
     case failed(String)
+  }
+
+  /// A segment's memory; the first `loaded` bytes were read.
+  private struct Segment {
+    var memory: AlignedMemory
+    var loaded: Int
   }
 
   private let geometry: LogGeometry
@@ -70,7 +78,7 @@ package final class LogReplay {
   private var pending: [PendingFrame] = []
   private var summaries: [UInt64: FrameHeader] = [:]
   private var tables: [UInt64: AlignedMemory] = [:]
-  private var segments: [UInt64: AlignedMemory] = [:]
+  private var segments: [UInt64: Segment] = [:]
 
   // Reads under way.
   private struct Read {
@@ -175,7 +183,7 @@ package final class LogReplay {
     } catch {
       switch error {
       case .failed(let why): return .failed(why)
-      case .segment(let segment): loadSegment(segment)
+      case .segment(let segment, let end): loadSegment(segment, upTo: end)
       case .table(let segment): loadTable(segment)
       }
       return .working
@@ -298,27 +306,52 @@ package final class LogReplay {
     return true
   }
 
+  /// Loads the table of a segment's summary, and those that will be wanted next.
   private func loadTable(_ segment: UInt64) {
-    let header = summaries[segment]!
-    let length = Int(header.blocks - 1) << Int(blockShift)
-    let memory = AlignedMemory(bytes: length)
-    tables[segment] = memory
-    issue([
-      Read(offset: geometry.deviceOffset(header.position), length: length, memory: memory.base)
-    ])
+    tables = tables.filter { $0.key > segment }
+    var list: [Read] = []
+    for s in segment..<segment + Self.tablesAtOnce {
+      guard tables[s] == nil, let header = summaries[s] else { continue }
+      let length = Int(header.blocks - 1) << Int(blockShift)
+      let memory = AlignedMemory(uninitializedBytes: length)
+      tables[s] = memory
+      list.append(
+        Read(offset: geometry.deviceOffset(header.position), length: length, memory: memory.base))
+    }
+    issue(list)
   }
+  private static let tablesAtOnce: UInt64 = 16
 
-  private func loadSegment(_ segment: UInt64) {
+  /// Reads on in the segment, at least up to `end`.
+  private func loadSegment(_ segment: UInt64, upTo end: Int) {
     if pending.isEmpty { segments = segments.filter { $0.key + 1 >= segment } }
-    let memory = AlignedMemory(bytes: Int(geometry.segmentSize))
-    segments[segment] = memory
-    let piece = 1 << 20
+    let size = Int(geometry.segmentSize)
+    var state =
+      segments[segment] ?? Segment(memory: AlignedMemory(uninitializedBytes: size), loaded: 0)
+    let start = state.loaded
+    state.loaded = min(size, roundUp(max(end, start + Self.window), to: Self.piece))
+    segments[segment] = state
     issue(
-      (0..<Int(geometry.segmentSize) / piece).map {
+      stride(from: start, to: state.loaded, by: Self.piece).map {
         Read(
-          offset: geometry.deviceOffset(geometry.start(ofSegment: segment)) + UInt64($0 * piece),
-          length: piece, memory: memory.base + $0 * piece)
+          offset: geometry.deviceOffset(geometry.start(ofSegment: segment)) + UInt64($0),
+          length: Self.piece, memory: state.memory.base + $0)
       })
+  }
+  private static let piece = 1 << 20
+  private static let window = 8 << 20
+  /// The most that one frame takes: header, table and payload.
+  private static let longestFrame = (1 << 20) + LogWriter.tableArea + blockSize
+
+  /// The segment's memory, filled up to `end` at least.
+  private func content(
+    _ segment: UInt64, upTo end: Int
+  ) throws(Need) -> UnsafeMutableRawPointer {
+    let end = min(end, Int(geometry.segmentSize))
+    guard let state = segments[segment], state.loaded >= end else {
+      throw .segment(segment, upTo: end)
+    }
+    return state.memory.base
   }
 
   // MARK: Frames
@@ -326,9 +359,8 @@ package final class LogReplay {
   /// The valid expected frame at `position`, or nil.
   private func peekFrame(at position: UInt64) throws(Need) -> (FrameHeader, UnsafeRawPointer)? {
     let segment = geometry.segment(of: position)
-    guard let memory = segments[segment] else { throw .segment(segment) }
     let offset = Int(position & (geometry.segmentSize - 1))
-    let p = UnsafeRawPointer(memory.base + offset)
+    let p = UnsafeRawPointer(try content(segment, upTo: offset + Self.longestFrame) + offset)
     guard
       let header = FrameHeader(
         decoding: p, tag: geometry.tag,
@@ -413,11 +445,14 @@ package final class LogReplay {
 
   /// Looks for headers behind the end of the walk whose watermark covers the expected frame.
   private func lookBehind(_ segment: UInt64) throws(Need) {
+    var left = 32 << 20
     for s in segment...(segment + 2) where s < firstSegment + geometry.segments {
-      guard let memory = segments[s] else { throw .segment(s) }
       let start = s == segment ? Int(position & (geometry.segmentSize - 1)) : 0
-      for offset in stride(from: start, to: Int(geometry.segmentSize), by: blockSize) {
-        let p = UnsafeRawPointer(memory.base + offset)
+      let end = min(Int(geometry.segmentSize), start + left)
+      left -= end - start
+      let memory = try content(s, upTo: end)
+      for offset in stride(from: start, to: end, by: blockSize) {
+        let p = UnsafeRawPointer(memory + offset)
         guard p.u32(0) == FrameHeader.magic,
           let header = FrameHeader(
             decoding: p, tag: geometry.tag, maximumBlocks: geometry.segmentBlocks),
