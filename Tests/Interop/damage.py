@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import time
 
 from sluicetest import nbdwire, tools
 from sluicetest.daemon import Pool
@@ -13,6 +14,10 @@ BLOCK = 4096
 BLOCKS = 1024
 # Flips of one run; every one opens a copy of the pool.
 FLIPS = 24
+# Blocks of metadata of one run; all of them are some four times as many.
+SWEPT = 60
+# What lies in front of a log's frames: labels and epoch records.
+LOG_FRONT = 1 << 20
 
 
 def used_blocks(path):
@@ -49,7 +54,7 @@ class Victim:
     def __init__(self, context, seed):
         self.context = context
         self.noise = random.Random(seed)
-        self.base = Pool(context, name="base", log="128M", space="4G")
+        self.base = Pool(context, name="base", log="32M", space="4G")
         self.base.start()
         self.base.create_disk("disk", str(BLOCKS * BLOCK))
         self.content = {}
@@ -57,6 +62,9 @@ class Victim:
         self.base.cli("flush")
         # Some newer versions that are only in the log.
         self.write(self.noise.sample(range(BLOCKS), 200))
+        # The log says on stable storage what is durable in it once it falls idle (R3): from then on
+        # even its last frame can't be lost in silence.
+        time.sleep(1)
         self.base.kill()
 
     def write(self, blocks):
@@ -92,6 +100,26 @@ class Victim:
         return errors
 
 
+def structures(victim):
+    """Blocks of every kind: metadata of the volume and of the log's front, each in both its copies,
+    and frames of the log, the first and the last among them."""
+    log, space = "vlog.img", "vspace0.img"
+    data = set(victim.content.values())
+    found = []
+    for offset in used_blocks(victim.base.directory / space):
+        if block_at(victim.base.directory / space, offset) not in data:
+            found.append((space, offset))
+    frames = []
+    for offset in used_blocks(victim.base.directory / log):
+        if offset < LOG_FRONT:
+            found.append((log, offset))
+        elif block_at(victim.base.directory / log, offset) not in data:
+            frames.append((log, offset))
+    expect(len(found) > 10 and len(frames) > 10, "the pool has fewer structures than it must")
+    return (victim.noise.sample(found, min(SWEPT, len(found))) + frames[:4] + frames[-4:]
+            + victim.noise.sample(frames[4:-4], 8))
+
+
 @test("a flipped bit in log or space gives the right data, an error, or is healed")
 def _(context):
     seed = context.options.seed
@@ -100,12 +128,17 @@ def _(context):
     context.note(f"seed {seed}; replay with --seed {seed}")
     victim = Victim(context, seed)
     noise = random.Random(seed)
-    places = {name: used_blocks(victim.base.directory / name)
-              for name in ("vlog.img", "vspace0.img")}
+    flips = structures(victim)
+    swept = len(flips)
+    for name in ("vlog.img", "vspace0.img"):
+        used = used_blocks(victim.base.directory / name)
+        flips += [(name, noise.choice(used)) for _ in range(FLIPS // 2)]
     outcomes = {"refused": 0, "error": 0, "right": 0}
-    for number in range(FLIPS):
-        name = ("vlog.img", "vspace0.img")[number % 2]
-        offset, bit = noise.choice(places[name]) + noise.randrange(BLOCK), noise.randrange(8)
+    for number, (name, block) in enumerate(flips):
+        # Where there is something: most of a block of metadata is empty.
+        content = block_at(victim.base.directory / name, block)
+        byte = noise.choice([at for at in range(BLOCK) if content[at]])
+        offset, bit = block + byte, noise.randrange(8)
         pool = victim.copy(number)
         flip(pool.directory / name, offset, bit)
         what = f"{name}, byte {offset}, bit {bit} (seed {seed})"
@@ -125,7 +158,7 @@ def _(context):
         except Failure as failure:
             raise Failure(f"{what}: {failure}") from None
         shutil.rmtree(pool.directory)
-    context.note(f"{FLIPS} flips: {outcomes}")
+    context.note(f"{swept} structures swept, {FLIPS} flips anywhere: {outcomes}")
     victim.base.start()
     expect(victim.read_all(victim.base) == 0, "the undamaged pool has errors")
 
