@@ -25,6 +25,8 @@ func runServe(_ options: ServeOptions) throws {
   for file in [members.log] + members.volumes where !file.directIO {
     Output.report("“\(file.path)” can't do direct I/O; it is served through the page cache, slower")
   }
+  let errors = ErrorReports()
+  reactor.onError = { errors.add($0, on: $1, error: $2) }
   let api = RunningAPI(options)
   let loop = EventLoop(
     engine: Engine(configuration), reactor: reactor, listeners: listeners,
@@ -32,10 +34,15 @@ func runServe(_ options: ServeOptions) throws {
   let volumes = VolumeAdder(
     directory: options.pool, label: members.logLabel, count: members.volumes.count,
     mailbox: loop.mailbox)
+  let backing = BackingFileSystems(members.volumes.map(\.path))
   api.prepare(
     ControlService(
-      engine: { [mailbox = loop.mailbox] in await mailbox.send($0) },
-      addVolume: { request async throws(Problem) in try await volumes.add(request) },
+      engine: { [mailbox = loop.mailbox] in backing.bounding(await mailbox.send($0)) },
+      addVolume: { request async throws(Problem) in
+        let volume = try await volumes.add(request)
+        backing.add(volume.path)
+        return volume
+      },
       version: sluiceVersion), mailbox: loop.mailbox)
   StopSignals.install(waking: reactor.waker)
   let outcome = loop.run()
@@ -88,6 +95,60 @@ private final class RunningAPI: Sendable {
   func stop() -> String? {
     state.withLock { $0.server }?.stop()
     return state.withLock { $0.failure }
+  }
+}
+
+/// Says on standard error which device failed at what, once a second at most.
+private final class ErrorReports {
+  private var last: UInt64 = 0
+  private var suppressed = 0
+
+  func add(_ op: DeviceOp, on file: DeviceFile, error: Int32) {
+    let what =
+      switch op.kind {
+      case .read: "a read"
+      case .write, .writeDurable: "a write"
+      case .flush: "a flush"
+      // What a file system can't give or take back is no fault of the device.
+      case .discard, .allocate: ""
+      }
+    if what.isEmpty { return }
+    let now = monotonicNanoseconds()
+    guard last == 0 || now >= last + 1_000_000_000 else {
+      suppressed += 1
+      return
+    }
+    let place = op.kind == .flush ? "" : " of \(op.length) bytes at offset \(op.offset)"
+    let more = suppressed > 0 ? " (and \(suppressed) more errors)" : ""
+    Output.report("“\(file.path)”: \(what)\(place) failed: \(errorText(error))\(more)")
+    (last, suppressed) = (now, 0)
+  }
+}
+
+/// The file systems that hold sparse volumes: the pool has no more free space than they (R23).
+private final class BackingFileSystems: Sendable {
+  private let paths: Mutex<[String]>
+
+  init(_ paths: [String]) { self.paths = Mutex(paths) }
+
+  func add(_ path: String) { paths.withLock { $0.append(path) } }
+
+  /// The reply, with the free space of a status no larger than what can be had.
+  func bounding(_ reply: ControlReply) -> ControlReply {
+    guard case .status(var status) = reply else { return reply }
+    status.spaceFree -= status.spaceUnbacked - min(status.spaceUnbacked, free())
+    return .status(status)
+  }
+
+  private func free() -> UInt64 {
+    var seen: Set<dev_t> = []
+    var sum: UInt64 = 0
+    for path in paths.withLock({ $0 }) {
+      var file = stat()
+      guard stat(path, &file) == 0, seen.insert(file.st_dev).inserted else { continue }
+      sum += fileSystemFree(at: path) ?? 0
+    }
+    return sum
   }
 }
 

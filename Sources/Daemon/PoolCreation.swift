@@ -126,13 +126,16 @@ package enum PoolCreation {
     try file.flush()
   }
 
-  /// Writes the blocks that differ from what is there: a new sparse file stays sparse.
+  /// Writes the blocks that differ from what is there, so that a new sparse file stays sparse; the
+  /// first ones in any case: a checkpoint must be able to write its roots in a full file system.
   private static func writeChanges(
     _ file: DeviceFile, offset: UInt64, _ memory: AlignedMemory
   ) throws {
     let old = try file.read(offset: offset, length: memory.count)
     for at in stride(from: 0, to: memory.count, by: blockSize)
-    where memcmp(old.base + at, memory.base + at, blockSize) != 0 {
+    where at < Int(VolumeLayout.rootRing) * blockSize
+      || memcmp(old.base + at, memory.base + at, blockSize) != 0
+    {
       try file.write(
         offset: offset + UInt64(at), from: memory.base + at, length: blockSize, durable: true)
     }

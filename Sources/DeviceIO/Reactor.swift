@@ -43,6 +43,8 @@ package final class Reactor {
   private static let maximumRetries = 100
 
   package let waker: Waker
+  /// Told of each device operation that failed, with its errno.
+  package var onError: ((DeviceOp, DeviceFile, Int32) -> Void)?
   private var ring: Ring
   private var files: [DeviceFile?] = []
   /// Devices that an operation has been submitted to.
@@ -160,6 +162,7 @@ package final class Reactor {
 
   private func release(_ index: Int, _ error: Int32) -> DeviceCompletion {
     freeSlots.append(Int32(index))
+    if error != 0, let file = file(slots[index].op.device) { onError?(slots[index].op, file, error) }
     return DeviceCompletion(token: slots[index].op.token, error: error)
   }
 

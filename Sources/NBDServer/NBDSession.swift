@@ -260,6 +260,12 @@ package final class NBDSession {
       freePiece(index)
       return settleEnd()
     }
+    if completion.status == .stopping {
+      // An error would reach the guest; a client that finds the connection closed connects again.
+      freePiece(index)
+      breakConnection()
+      return settleEnd()
+    }
     pieceCompleted(index, completion)
     if stall == .own { parse() }
     if phase >= .draining { settleEnd() }

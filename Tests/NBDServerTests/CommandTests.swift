@@ -321,7 +321,6 @@ private typealias Flag = NBD.CommandFlag
 
   @Test(arguments: [
     (BlockStatus.ioError, UInt32(5)), (.noSpace, 28), (.readOnly, 1), (.invalid, 22),
-    (.stopping, 108),
   ])
   func `Each outcome of the engine has its error on the wire`(
     status: BlockStatus, error: UInt32

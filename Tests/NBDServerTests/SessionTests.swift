@@ -318,10 +318,17 @@ private typealias Command = NBD.Command
     client.harness.session.finish()
     #expect(!client.harness.session.wantsClose)
     #expect(client.harness.session.receiveSpace().isEmpty)
-    client.harness.disk.stopping = true
     client.harness.disk.isHeld = false
-    #expect(client.reply(read).error == NBD.Error.shutdown)
+    #expect(client.reply(read).error == 0)
     #expect(client.harness.isClosed && client.harness.session.canBeDestroyed)
+  }
+
+  @Test func `What an engine that stops has refused closes the connection instead of an error`() {
+    let client = patterned()
+    client.harness.disk.stopping = true
+    client.post(Command.write, offset: 0, length: 4096, payload: [UInt8](repeating: 1, count: 4096))
+    #expect(client.harness.isClosed && client.harness.session.canBeDestroyed)
+    #expect(client.harness.provider.inUse == 0)
   }
 
   @Test func `Memory that a send or a receive may touch is kept until it has ended`() {

@@ -27,6 +27,8 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case zombieFreed
   case suspended
   case volumeAdded
+  case readAhead
+  case readAheadAwaited
 }
 
 package struct RarePathCounters: Sendable {

@@ -27,8 +27,9 @@ package final class VirtualDisk {
   /// Length of the next run in blocks; grows while the disk keeps writing.
   package var runLength = 16
 
-  /// Where a sequential reader goes on, for read-ahead.
-  package var nextRead: UInt64 = .max
+  /// Where sequential readers go on, for read-ahead; and the one that is given up next but for one.
+  package var streams = [ReadStream](repeating: ReadStream(), count: 4)
+  package var oldestStream = 0
 
   package init(slot: UInt32, object: ObjectID, handleGeneration: UInt32) {
     self.slot = slot

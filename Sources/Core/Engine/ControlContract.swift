@@ -103,6 +103,8 @@ package struct PoolStatus: Sendable {
   package var spaceSize: UInt64 = 0
   package var spaceUsed: UInt64 = 0
   package var spaceFree: UInt64 = 0
+  /// Of `spaceFree`, what the file systems of sparse volumes have still to give (R23).
+  package var spaceUnbacked: UInt64 = 0
   package var spaceMetadata: UInt64 = 0
   package var spaceReserved: UInt64 = 0
   package var spaceFreeing: UInt64 = 0

@@ -43,6 +43,7 @@ package final class Engine: BlockEngine {
   private var memoryRetryAt: UInt64 = .max
   var recovery: Recovery?
   var scrubber: Scrubber?
+  let ahead = ReadAhead()
   /// The job whose structural records are on their way; others wait for it.
   var structuralJob: ControlJob?
   var flushWanted = false
@@ -59,6 +60,9 @@ package final class Engine: BlockEngine {
   private var lastWrite: UInt64 = 0
   var probeAt: UInt64 = .max
   private var lastBackingCheck: UInt64 = 0
+
+  /// How old what the log holds is.
+  var logAge = LogAge()
 
   // Back-pressure.
   var credit: Int64 = 0
@@ -200,7 +204,10 @@ package final class Engine: BlockEngine {
         frame.sentTable, length: frame.tableLength, sequence: frame.sequence,
         payloadBlock: frame.payloadPosition)
       invariant(ok, "a table that was written can't be read")
-      if frame.records > 0 { lastWrite = now }
+      if frame.records > 0 {
+        lastWrite = now
+        logAge.note(frame.sequence, now)
+      }
       let first = frame.firstRequest
       pool.log.applied(frame)
       finishAll(first, .ok)
@@ -505,6 +512,7 @@ package final class Engine: BlockEngine {
 
   private func cycleEnded() {
     pruneEpochs()
+    logAge.forget(upTo: pool.root.cutSequence)
     wakeSpaceWaiters()
     loadEnded = true
     credit = max(credit, 0)
@@ -653,6 +661,8 @@ package final class Engine: BlockEngine {
     requests.give(slot)
     if done.parent >= 0 {
       childEnded(done.parent, status)
+    } else if done.isReadAhead {
+      readAheadEnded(done.request)
     } else if done.isScrub {
       scrubReadEnded(done.request, status)
     } else if let job = done.waitingJob {
@@ -662,6 +672,29 @@ package final class Engine: BlockEngine {
         BlockCompletion(token: done.request.token, status: status, count: count))
     }
   }
+}
+
+/// When frames came to count: a sample a second, so that the age of the oldest one is known.
+struct LogAge {
+  private var samples: [(sequence: FrameSequence, at: UInt64)] = []
+
+  mutating func note(_ sequence: FrameSequence, _ now: UInt64) {
+    if let last = samples.last, now < last.at + 1_000_000_000 { return }
+    // A log that is never destaged keeps its oldest sample, and fewer of the others.
+    if samples.count == 4096 {
+      samples = samples.indices.filter { $0 % 2 == 0 }.map { samples[$0] }
+    }
+    samples.append((sequence, now))
+  }
+
+  /// What came up to `sequence` is home. The sample before the next one stands for what is left.
+  mutating func forget(upTo sequence: FrameSequence) {
+    let next = samples.firstIndex { $0.sequence > sequence } ?? samples.count
+    samples.removeFirst(max(0, next - 1))
+  }
+
+  /// Nanoseconds since the oldest.
+  func age(_ now: UInt64) -> UInt64 { samples.first.map { now - $0.at } ?? 0 }
 }
 
 /// Figures since start.

@@ -414,10 +414,12 @@ extension Engine {
     s.uptimeNanoseconds = uptime
     s.logSize = pool.log.geometry.capacity
     s.logUsed = pool.log.usedBytes
+    s.logOldestNanoseconds = pool.index.count > 0 ? logAge.age(now) : 0
     let blocks: (Int) -> UInt64 = { UInt64(max(0, $0)) << blockShift }
     s.spaceSize = blocks(space.total)
     s.spaceUsed = blocks(space.used + space.releasedPending)
     s.spaceFree = blocks(space.available + space.backable - pool.reservedBlocks)
+    s.spaceUnbacked = min(blocks(space.backable), s.spaceFree)
     s.spaceMetadata = blocks(space.metadata)
     s.spaceReserved = blocks(pool.reservedBlocks + space.reserved)
     s.spaceFreeing = pool.catalog.freeingBlocks << blockShift

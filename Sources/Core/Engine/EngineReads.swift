@@ -24,11 +24,21 @@ extension Engine {
       case .zero, .trim:
         enlist(slot)
         disk.zeroing += 1
-      case .read, .status, .flush: break
+      case .read: followStream(slot, disk)
+      case .status, .flush: break
       }
     }
     switch request.operation {
-    case .read: resolveRead(slot, disk)
+    case .read:
+      // The request itself comes first; its slot may be free afterwards.
+      let stream = requests[slot].followsStream ? Int(requests[slot].stream) : -1
+      requests[slot].followsStream = false
+      resolveRead(slot, disk)
+      if stream >= 0 {
+        var state = disk.streams[stream]
+        refill(&state, disk)
+        disk.streams[stream] = state
+      }
     case .status: resolveStatus(slot, disk)
     case .write, .zero, .trim: beginWrite(slot, disk)
     case .flush: beginFlush(slot)
@@ -89,6 +99,10 @@ extension Engine {
           return readRetries.append(slot, &requests)
         }
       case .gap(let blocks):
+        if !requests[slot].isInternal, ahead.covers(disk.slot, key.block.raw) {
+          pool.paths.hit(.readAheadAwaited)
+          return parked.append(slot, &requests)
+        }
         do throws(SpaceWait) {
           guard try readMapped(slot, disk, key.block, limit: Int(min(blocks, left)), target) else {
             return readRetries.append(slot, &requests)
@@ -166,6 +180,7 @@ extension Engine {
         return true
       }
       guard let part = parts.take() else { return false }
+      if requests[slot].stream >= 0 { disk.streams[Int(requests[slot].stream)].missed = true }
       let sums = parts.checksums(part)
       sums[0] = checksums[0]
       n = 1

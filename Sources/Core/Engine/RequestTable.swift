@@ -29,6 +29,12 @@ struct RequestSlot {
   var resizeTo: UInt64?
   /// Reads for scrubbing go past the cache.
   var isScrub = false
+  /// An internal read of what a stream will ask for.
+  var isReadAhead = false
+  /// The disk's stream that a read carries on, or -1.
+  var stream: Int8 = -1
+  /// It carried that stream on, which has not been read ahead of since.
+  var followsStream = false
   /// In the queue of those that wait for a write of the same blocks.
   var isBlockWaiter = false
   /// Place among the engine's active writes, or -1.
