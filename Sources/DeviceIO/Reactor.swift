@@ -162,7 +162,9 @@ package final class Reactor {
 
   private func release(_ index: Int, _ error: Int32) -> DeviceCompletion {
     freeSlots.append(Int32(index))
-    if error != 0, let file = file(slots[index].op.device) { onError?(slots[index].op, file, error) }
+    if error != 0, let onError, let file = file(slots[index].op.device) {
+      onError(slots[index].op, file, error)
+    }
     return DeviceCompletion(token: slots[index].op.token, error: error)
   }
 

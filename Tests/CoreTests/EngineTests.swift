@@ -12,6 +12,9 @@ final class MemoryPool {
   private(set) var completions: [BlockCompletion] = []
   private(set) var replies: [UInt64: ControlReply] = [:]
   private var nextToken: UInt64 = 1
+  /// An errno instead of the operation; 0 to carry it out.
+  var fault: (DeviceOp) -> Int32 = { _ in 0 }
+  private(set) var deviceReads = 0
 
   init(
     logMiB: Int = 17, volumesMiB: [Int] = [64], isSparse: Bool = false,
@@ -77,8 +80,11 @@ final class MemoryPool {
   private func perform(_ op: DeviceOp) -> DeviceCompletion {
     let device = Int(op.device.raw)
     let (at, n) = (Int(op.offset), Int(op.length))
+    let error = fault(op)
+    if error != 0 { return DeviceCompletion(token: op.token, error: error) }
     switch op.kind {
     case .read:
+      deviceReads += 1
       devices[device].withUnsafeBytes {
         op.memory!.copyMemory(from: $0.baseAddress! + at, byteCount: n)
       }
@@ -263,6 +269,55 @@ func pattern(_ seed: UInt64, _ count: Int) -> [UInt8] {
       #expect(pool.takeCompletions().allSatisfy { $0.status == .ok })
       if round == 1 { _ = pool.control(.flush) }
     }
+  }
+
+  @Test func writesThatWaitForAVanishedVolumeFailInTheEndAndGoOnWhenItIsBack() {
+    let pool = MemoryPool()
+    _ = pool.control(.create(name: "a", size: 1 << 30))
+    let disk = pool.open("a")
+    pool.fault = { $0.device == .log ? 0 : 6 }
+    var failed: UInt64?
+    let began = pool.now
+    for i in 0..<1000 where failed == nil {
+      let data = pattern(UInt64(i), 65536)
+      let status = pool.io(.write, disk, UInt64(i) * 65536, 65536, data: data).status
+      if status != .ok {
+        #expect(status == .ioError)
+        failed = UInt64(i)
+      }
+    }
+    guard let failed else {
+      Issue.record("a log without space behind it takes writes without end")
+      return
+    }
+    #expect(failed > 50 && pool.now - began >= 60_000_000_000)
+    pool.fault = { _ in 0 }
+    #expect(isDone(pool.control(.flush)))
+    #expect(
+      pool.io(.write, disk, failed * 65536, 65536, data: pattern(failed, 65536)).status == .ok)
+    for i in 0...failed {
+      #expect(pool.io(.read, disk, i * 65536, 65536).data == pattern(i, 65536))
+    }
+  }
+
+  @Test func aSequentialReaderFindsWhatComesNextInTheCache() {
+    let pool = MemoryPool()
+    _ = pool.control(.create(name: "a", size: 1 << 30))
+    var disk = pool.open("a")
+    for i in 0..<64 {
+      let data = pattern(UInt64(i), 65536)
+      #expect(pool.io(.write, disk, UInt64(i) * 65536, 65536, data: data).status == .ok)
+    }
+    #expect(isDone(pool.control(.flush)))
+    pool.restart()
+    disk = pool.open("a")
+    let before = pool.deviceReads
+    for i in 0..<1024 {
+      let expected = pattern(UInt64(i / 16), 65536)[i % 16 * 4096..<(i % 16 + 1) * 4096]
+      #expect(pool.io(.read, disk, UInt64(i) * 4096, 4096).data == Array(expected))
+    }
+    #expect(pool.deviceReads - before < 100)
+    #expect(pool.engine.rarePaths[.readAhead] >= 8)
   }
 
   private func isDone(_ reply: ControlReply) -> Bool {

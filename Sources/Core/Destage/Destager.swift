@@ -56,6 +56,8 @@ package final class Destager {
   /// Progress in work units, for back-pressure: grows with every block moved and node written.
   package private(set) var progress: UInt64 = 0
   private(set) package var isWaitingForDevice = false
+  /// Since when a device has refused everything; `.max` while none does.
+  private(set) package var stalledSince: UInt64 = .max
   private var retryAt: UInt64 = 0
   private var now: UInt64 = 0
   private var wallClock: UInt64 = 0
@@ -392,6 +394,7 @@ package final class Destager {
     batch.outstanding -= 1
     guard batch.outstanding == 0 else { return }
     if failedReads.isEmpty {
+      stalledSince = .max
       writeBatch()
     } else {
       waitForDevice()
@@ -457,7 +460,8 @@ package final class Destager {
       pool.ioErrors += 1
       batch.transfers[i].attempts += 1
       if batch.transfers[i].attempts < 3 { return issueWrite(i) }
-      if relocate(batch.transfers[i]) {
+      // Where a second place can't be written either, it is not the place.
+      if batch.transfers[i].attempts < 5, relocate(batch.transfers[i]) {
         pool.paths.hit(.relocatedHome)
         return issueWrite(i)
       }
@@ -472,6 +476,7 @@ package final class Destager {
       retryWrites = true
       return
     }
+    stalledSince = .max
     mapped = 0
     phase = .mapping
   }
@@ -479,6 +484,7 @@ package final class Destager {
 
   private func waitForDevice() {
     isWaitingForDevice = true
+    if stalledSince == .max { stalledSince = now }
     pool.paths.hit(.suspended)
     retryAt = now + 1_000_000_000
   }
@@ -729,6 +735,7 @@ package final class Destager {
     }
     nodeCopiesLeft[index] -= 1
     if nodeCopiesLeft[index] == 0 {
+      if failedNodeCopies.isEmpty { stalledSince = .max }
       pool.store.writebackDone(nodeWrites[index]!)
       nodeWrites[index] = nil
       freeNodeWrites.append(index)
@@ -838,6 +845,7 @@ package final class Destager {
   private var failedRoots: [Int] = []
 
   private func finish() -> Bool {
+    stalledSince = .max
     pool.root = rootToWrite
     pool.log.checkpoint = rootToWrite.checkpoint
     pool.log.release(upTo: cutPosition)

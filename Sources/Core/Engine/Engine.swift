@@ -59,6 +59,8 @@ package final class Engine: BlockEngine {
   private var started: UInt64 = 0
   private var lastWrite: UInt64 = 0
   var probeAt: UInt64 = .max
+  /// Since when the log takes nothing; `.max` while it does.
+  var logBrokenSince: UInt64 = .max
   private var lastBackingCheck: UInt64 = 0
 
   /// How old what the log holds is.
@@ -342,6 +344,7 @@ package final class Engine: BlockEngine {
 
   func logFailed() {
     pool.ioErrors += 1
+    if logBrokenSince == .max { logBrokenSince = now }
     if probeAt == .max { probeAt = now + 50_000_000 }
   }
 

@@ -325,6 +325,7 @@ extension Engine {
     }
     epochs = pendingEpochs
     probeAt = .max
+    logBrokenSince = .max
     pool.log.begin(epoch, instant: pool.nextInstant)
     if let recovery {
       statistics.recoveryNanoseconds = now - recovery.startedAt

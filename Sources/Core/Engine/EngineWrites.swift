@@ -222,7 +222,7 @@ extension Engine {
   /// Lets waiting writes into the log as far as there is room, in order.
   func admitWaiting() {
     while !admission.isEmpty {
-      guard mayAdmit, pool.log.isOpen, !pool.log.isBroken else { return }
+      guard mayAdmit, pool.log.isOpen, !pool.log.isBroken else { return giveUpWaiting() }
       // Off the queue first: what the request is put on next uses the same link.
       guard let slot = admission.removeFirst(requests) else { return }
       guard let disk = pool.disks[requests[slot].request.disk.slot], !disk.isDeleted,
@@ -238,13 +238,22 @@ extension Engine {
         pool.log.seal(wallClock: wallClock)
         if !pool.log.hasRoom(table: 4096, payload: 66) {
           if pool.log.freeSegments <= 1 { pool.paths.hit(.logFull) }
-          return
+          return giveUpWaiting()
         }
       case .wait(let wait):
         awaitSpace(slot, wait)
       }
     }
   }
+
+  /// A device has refused everything for so long that what waits for it is told so (R15).
+  private func giveUpWaiting() {
+    let since = min(destager.stalledSince, logBrokenSince)
+    guard since != .max, now >= since + Self.patience else { return }
+    while let slot = admission.removeFirst(requests) { writeEnded(slot, .ioError) }
+  }
+  /// Nanoseconds.
+  private static let patience: UInt64 = 60_000_000_000
 
   private enum LogOutcome {
     case logged, full
