@@ -50,7 +50,7 @@ package enum NodeKind: UInt8, Sendable {
   case space = 3
   /// The extent map of one disk.
   case extents = 4
-  /// The dead list of one edge of the snapshot tree.
+  /// The dead list of one edge of the snapshot tree, see DeadListFormat.
   case deadList = 5
 }
 
@@ -139,7 +139,11 @@ package enum NodeFormat {
       heap += length
     }
     guard heap == blockSize else { return .bounds }
-    return kind == .extents && !ExtentFormat.isValidLeaf(p, count) ? .value : nil
+    switch kind {
+    case .extents: return ExtentFormat.isValidLeaf(p, count) ? nil : .value
+    case .deadList: return DeadListFormat.isValidLeaf(p, count) ? nil : .value
+    case .objects, .names, .space: return nil
+    }
   }
 
   private static func interiorFault(_ p: UnsafeRawPointer, _ kind: NodeKind) -> NodeFault? {

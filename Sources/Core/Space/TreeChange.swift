@@ -384,24 +384,54 @@ extension Tree {
         if !isShared { slot = try child(node, 0) }
       } catch {
         guard abandonDamaged, case .damaged = error else { throw error }
-        abandonFirst(depth)
+        abandonChild(depth, at: 0)
         return
       }
       if isShared {
-        abandonFirst(depth)
+        abandonChild(depth, at: 0)
         return
       }
       depth += 1
     }
   }
 
-  /// Removes the first entry of the interior node at `d` of the path without its child; a child
+  /// Removes entry `index` of the interior node at `d` of the path without its child; a child
   /// that is this tree's alone is released.
-  private func abandonFirst(_ d: Int) {
+  private func abandonChild(_ d: Int, at index: Int) {
     makePathDirty(d + 1)
-    let pointer = pathNode(d).pointer(0)
-    pathNode(d).removeChild(0)
+    let pointer = pathNode(d).pointer(index)
+    pathNode(d).removeChild(index)
     if pointer.birth > branchInstant { store.release(pointer, of: self) }
     shrink(from: d, merging: false)
+  }
+
+  /// Gives up the damaged node that a walk to `key` meets, after `store.prepare`: the node is
+  /// released, what it points to is never freed. Does nothing when the way is sound; throws like
+  /// any walk, before it has changed anything.
+  func preparedAbandon(towards key: TreeKey) throws(SpaceWait) {
+    var slot: CacheSlot
+    do throws(SpaceWait) {
+      slot = try rootSlot()
+    } catch {
+      guard case .damaged = error else { throw error }
+      store.release(root, of: self)
+      becomeClean(.none)
+      return
+    }
+    var depth = 0
+    while !node(slot).isLeaf {
+      let node = self.node(slot)
+      let index = max(node.lastNotAbove(key), 0)
+      path[depth] = Step(slot: slot, index: Int32(truncatingIfNeeded: index))
+      if store.isBeingWritten(slot) { throw .memory }
+      do throws(SpaceWait) {
+        slot = try child(node, index)
+      } catch {
+        guard case .damaged = error else { throw error }
+        abandonChild(depth, at: index)
+        return
+      }
+      depth += 1
+    }
   }
 }
