@@ -33,7 +33,9 @@ final class DestageBatch {
   var byLog: [Int] = []
   var byTarget: [Int] = []
   var transfers: [DestageTransfer] = []
+  /// Transfers that have not ended, and how many were issued.
   var outstanding = 0
+  var issued = 0
   let staging: AlignedMemory
   let memory: AlignedMemory
   private(set) var stagingBlocks: [Int] = []

@@ -47,6 +47,12 @@ package final class Destager {
   private var freeNodeWrites: [Int] = []
   private var deletedTree: (object: ObjectID, tree: Tree, record: ObjectRecord)?
 
+  /// Transfers in flight at most: few while clients write, for theirs wait behind them in the
+  /// devices' queues.
+  package var window = Destager.wideWindow
+  package static let wideWindow = 64
+  package static let narrowWindow = 12
+
   /// Set while homes must not be overwritten: log frames up to the cut are not durable in the log
   /// (a flush of it failed), but will be at home.
   package var relocateAll = false
@@ -354,8 +360,22 @@ package final class Destager {
     batch.planTargets()
     phase = .reading
     batch.outstanding = batch.transfers.count
-    for i in batch.transfers.indices { issueRead(i) }
+    batch.issued = 0
+    issueReads()
     return false
+  }
+
+  private func issueReads() {
+    let end = min(batch.transfers.count, batch.issued + room(in: batch))
+    while batch.issued < end {
+      issueRead(batch.issued)
+      batch.issued += 1
+    }
+  }
+
+  /// Operations that may be issued now without making the devices' queues long.
+  private func room(in batch: DestageBatch) -> Int {
+    max(0, window - (batch.outstanding - (batch.transfers.count - batch.issued)))
   }
 
   private func issueRead(_ i: Int) {
@@ -392,6 +412,7 @@ package final class Destager {
       }
     }
     batch.outstanding -= 1
+    issueReads()
     guard batch.outstanding == 0 else { return }
     if failedReads.isEmpty {
       stalledSince = .max
@@ -418,6 +439,7 @@ package final class Destager {
         issueRead(index)
       }
     }
+    batch.issued = batch.transfers.count
   }
 
   /// Blocks of the log that can't be read any more: their homes take what there is together with
@@ -441,7 +463,16 @@ package final class Destager {
     batch.planWrites()
     phase = .writing
     batch.outstanding = batch.transfers.count
-    for i in batch.transfers.indices { issueWrite(i) }
+    batch.issued = 0
+    issueWrites()
+  }
+
+  private func issueWrites() {
+    let end = min(batch.transfers.count, batch.issued + room(in: batch))
+    while batch.issued < end {
+      issueWrite(batch.issued)
+      batch.issued += 1
+    }
   }
 
   private func issueWrite(_ i: Int) {
@@ -468,6 +499,7 @@ package final class Destager {
       failedOps += 1
     }
     batch.outstanding -= 1
+    issueWrites()
     guard batch.outstanding == 0 else { return }
     if failedOps > 0 {
       failedOps = 0
@@ -690,7 +722,7 @@ package final class Destager {
   /// Issues writes of nodes that have no dirty child, of one tree or of all, as far as there is
   /// room; their parents follow when they are done.
   private func issueNodeWrites(only tree: Tree?) {
-    let room = Self.nodesInFlight - outstandingNodes
+    let room = min(Self.nodesInFlight, 2 * window) - outstandingNodes
     guard room > 0 else { return }
     nodeScratch.removeAll(keepingCapacity: true)
     pool.store.writeback(into: &nodeScratch, limit: room, only: tree)

@@ -478,6 +478,8 @@ package final class Engine: BlockEngine {
     // A wait that nothing is on its way to end, say for a slot of the cache, is tried again.
     if pool.ops.inFlight == 0 { destagerBlocked = false }
     guard !destager.isIdle, !destagerBlocked else { return }
+    let isUrgent = fill >= Self.paceFrom - 100 || now >= lastWrite + Self.idleDelay
+    destager.window = isUrgent ? Destager.wideWindow : Destager.narrowWindow
     let cyclesBefore = destager.cycles
     destager.retryFailed(now: now)
     let (wait, again) = destager.step(now: now, wallClock: wallClock)
