@@ -50,7 +50,8 @@ package final class Engine: BlockEngine {
   var pendingEpochs: [Epoch] = []
   /// The epoch could not be opened in recovery because the log was full.
   var wasOpenedLate = false
-  var listCursors: [(id: UInt64, key: TreeKey)] = []
+  /// Listings under way: where they go on, and what they began with out of the overlay.
+  var listCursors: [(id: UInt64, key: TreeKey, listed: Set<ObjectID>)] = []
   var nextListCursor: UInt64 = 1
 
   // Time.

@@ -17,6 +17,7 @@ final class ControlJob {
   var targets: [NameTarget] = []
   var infos: [DiskInfo] = []
   var nextKey: TreeKey?
+  var listed: Set<ObjectID> = []
   // flush
   var goal: FrameSequence = 0
 
@@ -152,11 +153,14 @@ extension Engine {
           return .disks([], next: nil)
         }
         job.nextKey = listCursors[at].key
+        job.listed = listCursors[at].listed
       } else {
         job.targets = pool.catalog.overlayTargets()
+        job.listed = Set(job.targets.map(\.object))
       }
       let page = try pool.catalog.page(after: job.nextKey, limit: max(1, min(limit, 4096)))
-      job.targets += page.targets
+      // What the overlay had at the start may have come to the tree since.
+      job.targets += page.targets.filter { !job.listed.contains($0.object) }
       job.nextKey = page.next
       job.targets.reverse()
       job.stage = 1
@@ -167,10 +171,11 @@ extension Engine {
       }
       job.targets.removeLast()
     }
+    listCursors.removeAll { $0.id == cursor }
     guard let next = job.nextKey else { return .disks(job.infos, next: nil) }
     let id = nextListCursor
     nextListCursor += 1
-    listCursors.append((id, next))
+    listCursors.append((id, next, job.listed))
     if listCursors.count > 256 { listCursors.removeFirst() }
     return .disks(job.infos, next: id)
   }
