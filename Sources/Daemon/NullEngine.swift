@@ -52,7 +52,7 @@ package final class NullEngine: BlockEngine {
     switch request {
     case .open:
       return .opened(
-        DiskHandle(slot: 1, generation: 1), size: Self.diskSize, readOnly: false)
+        DiskHandle(place: 1, generation: 1), size: Self.diskSize, readOnly: false)
     case .list: return .disks([], next: nil)
     case .show(let name): return .failed(.noSuchDisk(name))
     case .status:

@@ -7,7 +7,7 @@ struct Client {
   enum State { case closed, opening, open, closing }
   var state = State.closed
   var disk: ModelDisk?
-  var handle = DiskHandle(slot: 0, generation: 0)
+  var handle = DiskHandle(place: 0, generation: 0)
   var outstanding = 0
   var depth = 1
   /// Mean pause between requests in nanoseconds.
@@ -170,7 +170,7 @@ extension Simulation {
     request.mustRefuse = true
     switch workRandom.below(4) {
     case 0: request.handle.generation &+= 77
-    case 1: request.handle.slot = .max
+    case 1: request.handle.place = .max
     case 2: request.offset = UInt64.max - 4095
     default: break
     }

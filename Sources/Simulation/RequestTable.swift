@@ -13,7 +13,7 @@ struct Request {
   var operation = BlockOperation.read
   var flags: BlockFlags = []
   var disk: ModelDisk!
-  var handle = DiskHandle(slot: 0, generation: 0)
+  var handle = DiskHandle(place: 0, generation: 0)
   var offset: UInt64 = 0
   var length: UInt64 = 0
   /// Of a write, zero or trim.

@@ -113,7 +113,7 @@ final class MemoryPool {
   func open(_ name: String) -> DiskHandle {
     guard case .opened(let handle, _, _) = control(.open(name: name)) else {
       Issue.record("disk \(name) can't be opened")
-      return DiskHandle(slot: 0, generation: 0)
+      return DiskHandle(place: 0, generation: 0)
     }
     return handle
   }

@@ -55,7 +55,7 @@ final class MemoryEngine: BlockEngine {
     case .open:
       controls.openDisks.add(1, ordering: .relaxed)
       reply = .opened(
-        DiskHandle(slot: 3, generation: 5), size: UInt64(Self.diskSize), readOnly: false)
+        DiskHandle(place: 3, generation: 5), size: UInt64(Self.diskSize), readOnly: false)
     case .close: controls.openDisks.subtract(1, ordering: .relaxed)
     case .show(let name): reply = .failed(.noSuchDisk(name))
     case .status: reply = .status(PoolStatus())

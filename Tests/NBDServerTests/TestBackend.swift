@@ -190,7 +190,7 @@ final class TestCatalog {
 
   func reply(to request: ControlRequest) -> ControlReply {
     if case .close(let handle) = request {
-      precondition(openHandles.remove(handle.slot) != nil, "closed what is not open")
+      precondition(openHandles.remove(handle.place) != nil, "closed what is not open")
       closes += 1
       return .done
     }
@@ -201,8 +201,8 @@ final class TestCatalog {
         return .failed(.noSuchDisk(name))
       }
       opens += 1
-      let handle = DiskHandle(slot: UInt32(opens), generation: 1)
-      openHandles.insert(handle.slot)
+      let handle = DiskHandle(place: UInt32(opens), generation: 1)
+      openHandles.insert(handle.place)
       return .opened(handle, size: disk.size, readOnly: disk.readOnly)
     case .show(let name):
       guard let disk = disks.first(where: { $0.name == name }) else {

@@ -1,9 +1,12 @@
-/// The disks that are in memory, by slot and by object. A slot's number is part of the log index's
-/// keys, so it stays while the disk has anything logged.
+/// The disks that are in memory, by slot, by place and by object. A slot's number is part of the log
+/// index's keys, so whoever has it keeps it while anything is logged under it. A place is what
+/// clients' handles name; it belongs to the disk whatever becomes of its slot.
 package final class DiskTable {
   private var slots: [VirtualDisk?] = []
-  private var generations: [UInt32] = []
   private var free: [UInt32] = []
+  private var places: [VirtualDisk?] = []
+  private var generations: [UInt32] = []
+  private var freePlaces: [UInt32] = []
   private var byObject: [ObjectID: UInt32] = [:]
 
   package init() {}
@@ -23,10 +26,16 @@ package final class DiskTable {
   /// The disk of a handle, if the handle is still valid.
   @inline(__always)
   package func resolve(_ handle: DiskHandle) -> VirtualDisk? {
-    guard Int(handle.slot) < slots.count, let disk = slots[Int(handle.slot)],
-      disk.handleGeneration == handle.generation
-    else { return nil }
+    guard let disk = holder(of: handle), disk.handleGeneration == handle.generation else {
+      return nil
+    }
     return disk
+  }
+
+  /// The disk that a handle in use was given for, valid or not.
+  @inline(__always)
+  package func holder(of handle: DiskHandle) -> VirtualDisk? {
+    Int(handle.place) < places.count ? places[Int(handle.place)] : nil
   }
 
   package func findOrAdd(_ object: ObjectID) -> VirtualDisk {
@@ -38,11 +47,17 @@ package final class DiskTable {
       slot = UInt32(slots.count)
       invariant(slot < IndexKey.maximumSlots, "more disks in memory than slots")
       slots.append(nil)
+    }
+    let place = freePlaces.popLast() ?? UInt32(places.count)
+    if Int(place) == places.count {
+      places.append(nil)
       generations.append(0)
     }
-    generations[Int(slot)] &+= 1
-    let disk = VirtualDisk(slot: slot, object: object, handleGeneration: generations[Int(slot)])
+    generations[Int(place)] &+= 1
+    let disk = VirtualDisk(
+      slot: slot, place: place, object: object, handleGeneration: generations[Int(place)])
     slots[Int(slot)] = disk
+    places[Int(place)] = disk
     byObject[object] = slot
     return disk
   }
@@ -51,9 +66,11 @@ package final class DiskTable {
   package func remove(_ disk: VirtualDisk) {
     invariant(self[disk.slot] === disk, "a disk is removed twice")
     slots[Int(disk.slot)] = nil
-    generations[Int(disk.slot)] = max(generations[Int(disk.slot)], disk.handleGeneration)
+    places[Int(disk.place)] = nil
+    generations[Int(disk.place)] = max(generations[Int(disk.place)], disk.handleGeneration)
     byObject[disk.object] = nil
     free.append(disk.slot)
+    freePlaces.append(disk.place)
   }
 
   /// The object has a new identity in memory: what was deleted keeps its slot until it is empty.

@@ -1,9 +1,12 @@
 /// A disk in memory: one that is connected, or has something in the log. The catalog has it in
 /// full; this is the part that requests need.
 package final class VirtualDisk {
+  /// Its part of the log index.
   package let slot: UInt32
+  /// Its number in handles.
+  package let place: UInt32
   package let object: ObjectID
-  /// Raised when the slot's handles must no longer work (delete, forced shrink, another disk).
+  /// Raised when the place's handles must no longer work (delete, forced shrink, another disk).
   package var handleGeneration: UInt32
   /// The live state, structural changes included that no checkpoint has yet. Nil until loaded.
   package var record: ObjectRecord?
@@ -31,14 +34,15 @@ package final class VirtualDisk {
   package var streams = [ReadStream](repeating: ReadStream(), count: 4)
   package var oldestStream = 0
 
-  package init(slot: UInt32, object: ObjectID, handleGeneration: UInt32) {
+  package init(slot: UInt32, place: UInt32, object: ObjectID, handleGeneration: UInt32) {
     self.slot = slot
+    self.place = place
     self.object = object
     self.handleGeneration = handleGeneration
   }
 
   package var isLoaded: Bool { record != nil && map != nil }
-  package var handle: DiskHandle { DiskHandle(slot: slot, generation: handleGeneration) }
+  package var handle: DiskHandle { DiskHandle(place: place, generation: handleGeneration) }
   package var sizeInBlocks: UInt64 { roundUp(record?.size ?? 0, to: 4096) >> blockShift }
   package var ownershipGeneration: UInt32 {
     UInt32(truncatingIfNeeded: record?.generation ?? 1)

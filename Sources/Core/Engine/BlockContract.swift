@@ -1,13 +1,13 @@
 // The thin contract between front ends (NBD, NFS, ...) and the engine: a handful of operations
 // and outcomes. Front ends hold no storage logic; the engine knows no protocol.
 
-/// An open disk: a slot of the engine's table and the slot's generation, so that a handle kept
+/// An open disk: a place in the engine's table and the place's generation, so that a handle kept
 /// too long is refused and never reaches another disk.
 package struct DiskHandle: Hashable, Sendable {
-  package var slot: UInt32
+  package var place: UInt32
   package var generation: UInt32
-  package init(slot: UInt32, generation: UInt32) {
-    self.slot = slot
+  package init(place: UInt32, generation: UInt32) {
+    self.place = place
     self.generation = generation
   }
 }
@@ -17,7 +17,8 @@ package enum BlockOperation: UInt8, Sendable {
   case write
   /// Make the range read as zeros. Space is given back, unless `keepAllocated`.
   case zero
-  /// The range's content is no longer needed; it reads as zeros afterwards.
+  /// The range's content is no longer needed: its whole blocks read as zeros afterwards, and its
+  /// edges keep what they hold.
   case trim
   /// Every write acknowledged before this is durable when it completes.
   case flush

@@ -663,7 +663,9 @@ package final class Engine: BlockEngine {
   /// A request ended: tells the front end, the parent request or the job.
   func finish(_ slot: Int32, _ status: BlockStatus, count: UInt32 = 0) {
     let done = requests[slot]
-    if let disk = pool.disks[done.request.disk.slot], done.countsOnDisk { disk.requests -= 1 }
+    if let disk = pool.disks.holder(of: done.request.disk), done.countsOnDisk {
+      disk.requests -= 1
+    }
     requests.give(slot)
     if done.parent >= 0 {
       childEnded(done.parent, status)

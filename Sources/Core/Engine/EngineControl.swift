@@ -192,7 +192,7 @@ extension Engine {
   private func log(_ job: ControlJob, _ records: [LogRecord]) -> ControlReply? {
     var frame: LogWriter.Frame?
     let none = BlockRequest(
-      operation: .flush, disk: DiskHandle(slot: .max, generation: 0), offset: 0, length: 0,
+      operation: .flush, disk: DiskHandle(place: .max, generation: 0), offset: 0, length: 0,
       memory: nil, token: 0)
     guard let slot = requests.take(none) else {
       job.removing?.isBeingDeleted = false

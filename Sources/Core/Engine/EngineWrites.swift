@@ -36,7 +36,7 @@ extension Engine {
     let request = requests[slot].request
     let start = roundUp(request.offset, to: 4096)
     var end = request.offset + request.length
-    let size = pool.disks[request.disk.slot]?.record?.size ?? 0
+    let size = pool.disks.holder(of: request.disk)?.record?.size ?? 0
     end = end == size ? roundUp(end, to: 4096) : end & ~4095
     requests[slot].request.offset = start
     requests[slot].request.length = end > start ? end - start : 0
@@ -45,7 +45,7 @@ extension Engine {
   // MARK: Partial writes
 
   private func overlaps(_ a: Int32, _ b: Int32) -> Bool {
-    requests[a].request.disk.slot == requests[b].request.disk.slot
+    requests[a].request.disk.place == requests[b].request.disk.place
       && requests[a].firstBlock < requests[b].endBlock
       && requests[b].firstBlock < requests[a].endBlock
   }
@@ -225,7 +225,7 @@ extension Engine {
       guard mayAdmit, pool.log.isOpen, !pool.log.isBroken else { return giveUpWaiting() }
       // Off the queue first: what the request is put on next uses the same link.
       guard let slot = admission.removeFirst(requests) else { return }
-      guard let disk = pool.disks[requests[slot].request.disk.slot], !disk.isDeleted,
+      guard let disk = pool.disks.holder(of: requests[slot].request.disk), !disk.isDeleted,
         !disk.isBeingDeleted
       else {
         writeEnded(slot, .invalid)
@@ -480,7 +480,7 @@ extension Engine {
     if let tail = request.tail { edgeMemory.append(tail) }
     let operation = request.request.operation
     if operation == .zero || operation == .trim, request.countsOnDisk {
-      pool.disks[request.request.disk.slot]?.zeroing -= 1
+      pool.disks.holder(of: request.request.disk)?.zeroing -= 1
     }
     if status == .ok, !request.isInternal, operation != .flush {
       statistics.writes += 1

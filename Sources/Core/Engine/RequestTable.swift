@@ -85,7 +85,7 @@ struct RequestTable: ~Copyable {
     self.capacity = capacity
     slots = .allocate(capacity: capacity)
     let none = BlockRequest(
-      operation: .flush, disk: DiskHandle(slot: 0, generation: 0), offset: 0, length: 0,
+      operation: .flush, disk: DiskHandle(place: 0, generation: 0), offset: 0, length: 0,
       memory: nil, token: 0)
     for i in 0..<capacity {
       var slot = RequestSlot(none)

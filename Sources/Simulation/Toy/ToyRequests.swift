@@ -4,7 +4,7 @@ import Core
 
 extension ToyEngine {
   private func disk(_ handle: DiskHandle) -> Disk? {
-    disks[UInt64(handle.slot)].flatMap { $0.info.generation == handle.generation ? $0 : nil }
+    disks[UInt64(handle.place)].flatMap { $0.info.generation == handle.generation ? $0 : nil }
   }
 
   // MARK: Block requests
@@ -245,7 +245,7 @@ extension ToyEngine {
     case .open(let name):
       guard let disk = find(name) else { return .failed(.noSuchDisk(name)) }
       disk.info.connections += 1
-      let handle = DiskHandle(slot: UInt32(disk.id), generation: UInt32(disk.info.generation))
+      let handle = DiskHandle(place: UInt32(disk.id), generation: UInt32(disk.info.generation))
       return .opened(handle, size: disk.info.size, readOnly: disk.info.readOnly)
     case .close(let handle):
       if let disk = disk(handle) { disk.info.connections -= 1 }
