@@ -67,10 +67,12 @@ extension Simulation {
     try checkLatency(request)
   }
 
-  /// Where the profile promises it, no write waits for the volumes.
+  /// Where the profile promises it, no write waits for the volumes; but one that is not of whole
+  /// blocks reads the rest of them first (R4).
   private func checkLatency(_ request: Request) throws(Violation) {
     guard profile.ackLimitMicroseconds > 0, request.operation == .write,
-      request.length < 128 * 1024
+      request.length < 128 * 1024, request.offset % UInt64(blockSize) == 0,
+      request.length % UInt64(blockSize) == 0
     else { return }
     let took = (queue.now - request.submittedAt) / 1000
     guard took <= profile.ackLimitMicroseconds else {
