@@ -1,13 +1,15 @@
 import Core
 
-/// Tells which blocks of disks have data records in the log behind the checkpoint: their homes may
-/// be torn by a destage that a crash interrupted, and the log repairs them (R4, R14).
+/// Tells which blocks of disks have records in the log behind the checkpoint: their homes may be
+/// torn by a destage that a crash interrupted, and the log has what counts (R4, R14). That holds for
+/// zeros and large writes as well: the data record that an interrupted destage wrote home from may
+/// lie in front of the checkpoint by now, because a newer record made it needless (R17).
 ///
 /// Asked in ascending order of object and block.
 final class LogCoverage {
   private let records: SpillReader
   private var object: UInt64 = 0
-  /// Up to where data records that began so far reach.
+  /// Up to where records that began so far reach.
   private var end: UInt64 = 0
 
   init(_ events: LogEvents) throws(CheckFailure) { records = try events.contents.sorted() }
@@ -15,9 +17,7 @@ final class LogCoverage {
   func covers(_ id: ObjectID, block: UInt64) -> Bool {
     if id.raw != object { (object, end) = (id.raw, 0) }
     while let r = records.head, (r.a, r.b) <= (id.raw, block) {
-      if r.a == id.raw, r.d >> 56 == ContentType.data.rawValue {
-        end = max(end, r.b + r.d & 0xFF_FFFF_FFFF_FFFF)
-      }
+      if r.a == id.raw { end = max(end, r.b + r.d & 0xFF_FFFF_FFFF_FFFF) }
       records.advance()
     }
     return block < end
