@@ -118,10 +118,10 @@ final class LogEvents {
       if createdNames.count < 100_000 { createdNames[object.raw] = name }
       try event(object, .create, UInt64(kind.rawValue), parent.raw)
       try self.name(parent, name, object, removed: false)
-    case .remove(let object, let parent, let name):
+    case .remove(let object, _, let parent, _, let name):
       try event(object, .remove)
       try self.name(parent, name, object, removed: true)
-    case .rename(let object, let parent, let old, let newParent, let new):
+    case .rename(let object, _, let parent, let old, let newParent, let new):
       try event(object, .rename, 0, newParent.raw)
       try self.name(parent, old, object, removed: true)
       ordinal += 1
@@ -134,6 +134,7 @@ final class LogEvents {
         try content(object, BlockIndex(end), .zero, BlockIndex.limit - end)
       }
     case .change(let object, _): try event(object, .change)
+    case .snapshot, .clone, .rollback: break
     }
   }
 

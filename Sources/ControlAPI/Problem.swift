@@ -6,6 +6,7 @@ package struct Problem: Codable, Error, Equatable, Sendable, CustomStringConvert
   /// What is wrong, for programs; a problem's `type` is this behind `urn:sluice:problem:`.
   package enum Kind: String, CaseIterable, Sendable {
     case noSuchDisk = "no-such-disk"
+    case noSuchSnapshot = "no-such-snapshot"
     case alreadyExists = "already-exists"
     case inUse = "in-use"
     case hasSnapshots = "has-snapshots"
@@ -29,7 +30,7 @@ package struct Problem: Codable, Error, Equatable, Sendable, CustomStringConvert
       switch self {
       case .badName, .badSize, .badRequest: 400
       case .foreignOrigin: 403
-      case .noSuchDisk, .noSuchResource: 404
+      case .noSuchDisk, .noSuchSnapshot, .noSuchResource: 404
       case .alreadyExists, .inUse, .hasSnapshots, .wouldShrink, .refused: 409
       case .tooLarge: 413
       case .notJSON: 415
@@ -42,6 +43,7 @@ package struct Problem: Codable, Error, Equatable, Sendable, CustomStringConvert
     package var title: String {
       switch self {
       case .noSuchDisk: "No such disk"
+      case .noSuchSnapshot: "No such snapshot"
       case .alreadyExists: "Name in use"
       case .inUse: "Disk in use"
       case .hasSnapshots: "Disk has snapshots"

@@ -80,7 +80,10 @@ extension Problem {
     let kind: Kind =
       switch error {
       case .noSuchDisk: .noSuchDisk
-      case .alreadyExists: .alreadyExists
+      case .noSuchSnapshot: .noSuchSnapshot
+      case .alreadyExists, .snapshotExists: .alreadyExists
+      case .isHeld: .inUse
+      case .notOfOneLine: .badName
       case .inUse: .inUse
       case .hasSnapshots: .hasSnapshots
       case .wouldShrink: .wouldShrink

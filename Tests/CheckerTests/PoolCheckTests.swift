@@ -315,13 +315,14 @@ private func expectOne(
       name: Array(name.utf8))
   }
   func remove(_ id: UInt64, _ name: String) -> LogRecord {
-    .remove(object: ObjectID(id), parent: .root, name: Array(name.utf8))
+    .remove(
+      object: ObjectID(id), kind: .disk, parent: .root, snapshots: 0, name: Array(name.utf8))
   }
   pool.log.frame(records: [
     remove(101, "beta"), create(200, "beta"), .resize(object: ObjectID(200), size: 4096),
     .rename(
-      object: ObjectID(200), parent: .root, name: Array("beta".utf8), newParent: .root,
-      newName: Array("gamma".utf8)),
+      object: ObjectID(200), kind: .disk, parent: .root, name: Array("beta".utf8),
+      newParent: .root, newName: Array("gamma".utf8)),
     create(201, "beta"), remove(200, "gamma"),
   ])
   pool.log.frame([Write(object: 201, block: 3, stamp: 3)])

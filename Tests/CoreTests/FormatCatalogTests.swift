@@ -34,19 +34,32 @@ private let object: ObjectRecord = {
   o.deadList = pointerB
   o.parent = ObjectID(21)
   o.metadataBlocks = 22
+  o.inheritsMap = true
+  o.isHeld = true
+  o.isHidden = true
+  o.parentSnapshot = ObjectID(23)
+  o.instant = 24
+  o.parentBranchInstant = 25
+  o.dead = DeadCounts(dataBlocks: 26, nodeBlocks: 28)
+  o.deadOfParentOnly = 27
+  o.group = ObjectID(29)
+  o.children = 30
+  o.snapshots = 31
   o.name = Array("vm-01".utf8)
   o.comment = Array("note".utf8)
   return o
 }()
 private let objectBytes = hex(
   """
-  0103040080010000e80300006400000002000000050000000000004000000000
+  011f040080010000e80300006400000002000000050000000000004000000000
   0b000000000000000c000000000000000d000000000000000e00000000000000
   0f00000000000000100000000000000011000000000000001200000000000000
   1300000000000000140000000000000000020000000000000002000000000100
   0500000000000000efbeadde0200000001020000000000000102000000000100
   0600000000000000040302010100000015000000000000001600000000000000
-  00000000000000000000000000000000766d2d30316e6f7465
+  1700000000000000180000000000000019000000000000001a00000000000000
+  1b000000000000001c000000000000001d000000000000001e0000001f000000
+  766d2d30316e6f7465
   """)
 
 private let entries = [
@@ -117,7 +130,7 @@ private func decodeNames(_ bytes: [UInt8]) -> [NameEntry]? {
     return bytes
   }
   for bytes in [
-    changed(0, UInt8(0)), changed(0, UInt8(3)), changed(1, UInt8(4)), changed(2, UInt16(5)),
+    changed(0, UInt8(0)), changed(0, UInt8(4)), changed(1, UInt8(32)), changed(2, UInt16(5)),
     changed(2, UInt16.max), changed(20, UInt32(6)), changed(20, UInt32.max),
     changed(20, UInt32(256)),
   ] {

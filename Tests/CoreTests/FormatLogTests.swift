@@ -197,7 +197,7 @@ private let goldenRecords: [(name: String, bytes: [UInt8])] = [
     "remove",
     hex(
       """
-      0500280000000000670000000000000001000000000000000500000000000000
+      0500280000000000670000000000000001000000000000000500010003000000
       766d2d3031000000
       """)
   ),
@@ -205,7 +205,7 @@ private let goldenRecords: [(name: String, bytes: [UInt8])] = [
     "rename",
     hex(
       """
-      0600300000000000670000000000000001000000000000000500030000000000
+      0600300000000000670000000000000001000000000000000500030001000000
       1000000000000000766d2d30316e6577
       """)
   ),
@@ -213,6 +213,31 @@ private let goldenRecords: [(name: String, bytes: [UInt8])] = [
   (
     "change",
     hex("08002000000000006700000000000000070101000500000068c3a97921000000")
+  ),
+  (
+    "snapshot",
+    hex(
+      """
+      1000380000000000680000000000000067000000000000006800000000000000
+      080000000000f01706000000000000006d6f6e6461790000
+      """)
+  ),
+  (
+    "clone",
+    hex(
+      """
+      11004800e8030000690000000000000068000000000000000100000000000000
+      090000000000f0170100000004000000a4010000000000000000008000000000
+      6465736b00000000
+      """)
+  ),
+  (
+    "rollback",
+    hex(
+      """
+      1200300000000000670000000000000068000000000000005104000000000000
+      00000080000000000a0000000000f017
+      """)
   ),
 ]
 
@@ -232,12 +257,24 @@ private func known(_ checksums: UnsafeRawPointer) -> [LogRecord] {
     .create(
       object: ObjectID(103), parent: .root, kind: .disk, mode: 0o644, size: 1 << 30,
       time: 0x17F0_0000_0000_0007, name: Array("vm-01".utf8)),
-    .remove(object: ObjectID(103), parent: .root, name: Array("vm-01".utf8)),
+    .remove(
+      object: ObjectID(103), kind: .disk, parent: .root, snapshots: 3, name: Array("vm-01".utf8)),
     .rename(
-      object: ObjectID(103), parent: .root, name: Array("vm-01".utf8), newParent: ObjectID(16),
-      newName: Array("new".utf8)),
+      object: ObjectID(103), kind: .disk, parent: .root, name: Array("vm-01".utf8),
+      newParent: ObjectID(16), newName: Array("new".utf8)),
     .resize(object: ObjectID(103), size: 2 << 30),
     .change(object: ObjectID(103), change),
+    .snapshot(
+      object: ObjectID(104), disk: ObjectID(103), group: ObjectID(104),
+      time: 0x17F0_0000_0000_0008, name: Array("monday".utf8)),
+    .clone(
+      CloneBatch(
+        first: ObjectID(105), count: 1000, snapshot: ObjectID(104), parent: .root,
+        time: 0x17F0_0000_0000_0009, mode: 0o644, size: 2 << 30, firstNumber: 1,
+        name: Array("desk".utf8))),
+    .rollback(
+      object: ObjectID(103), snapshot: ObjectID(104), former: ObjectID(1105), size: 2 << 30,
+      time: 0x17F0_0000_0000_000A),
   ]
 }
 
@@ -307,8 +344,11 @@ private func put(
     put("create", 24, UInt8(0)), put("create", 24, UInt8(9)), put("create", 26, UInt16(256)),
     put("create", 26, UInt16(9)), put("remove", 24, UInt16(9)), put("remove", 24, UInt16.max),
     put("rename", 24, UInt16(6)), put("rename", 26, UInt16.max), put("resize", 2, UInt16(16)),
-    put("change", 16, UInt8(8)), put("change", 17, UInt8(2)), put("change", 20, UInt16(600)),
-    put("change", 25, UInt8(0xFF)),
+    put("change", 16, UInt8(16)), put("change", 17, UInt8(2)), put("change", 20, UInt16(600)),
+    put("change", 25, UInt8(0xFF)), put("remove", 26, UInt8(9)), put("rename", 28, UInt8(0)),
+    put("snapshot", 40, UInt16(9)), put("snapshot", 2, UInt16(48)), put("clone", 4, UInt32(0)),
+    put("clone", 4, UInt32(100_001)), put("clone", 40, UInt32(0)), put("clone", 40, UInt32.max),
+    put("clone", 8, UInt64.max), put("clone", 44, UInt16(9)), put("rollback", 2, UInt16(56)),
   ]
   for (what, bytes) in cases {
     let (records, isAtEnd) = bytes.withUnsafeBytes { roundTrip($0) }

@@ -201,11 +201,11 @@ package final class Catalog {
       setName(parent, name, NameTarget(object: object, kind: kind), sequence)
       nextObject = max(nextObject, object.raw + 1)
       if kind == .disk { diskCount += 1 }
-    case .remove(let object, let parent, let name):
+    case .remove(let object, _, let parent, _, let name):
       change(object, sequence) { $0.isDeleted = true }
       setName(parent, name, nil, sequence)
       if diskCount > 0 { diskCount -= 1 }
-    case .rename(let object, let parent, let name, let newParent, let newName):
+    case .rename(let object, _, let parent, let name, let newParent, let newName):
       setName(parent, name, nil, sequence)
       setName(newParent, newName, NameTarget(object: object, kind: .disk), sequence)
       change(object, sequence) { $0.home = (newParent, newName) }
@@ -217,6 +217,7 @@ package final class Catalog {
         if let readOnly = what.readOnly { overlay.change.readOnly = readOnly }
         if let comment = what.comment { overlay.change.comment = comment }
       }
+    case .snapshot, .clone, .rollback: break
     case .data, .zero, .extent: invariantBroken("a data record in the catalog")
     }
   }
@@ -265,7 +266,7 @@ package final class Catalog {
       try addName(parent, NameEntry(object: object, kind: kind, name: name))
       appliedNextObject = max(appliedNextObject, object.raw + 1)
       if kind == .disk { appliedDiskCount += 1 }
-    case .remove(let object, let parent, let name):
+    case .remove(let object, _, let parent, _, let name):
       // The name goes last: where it is gone already, this was applied before the wait.
       let held = try treeRecord(of: object).map { $0.usedBlocks + $0.metadataBlocks } ?? 0
       try names.store(TreeKey(hi: 0, lo: object.raw), [])
@@ -274,7 +275,7 @@ package final class Catalog {
         if appliedDiskCount > 0 { appliedDiskCount -= 1 }
         freeingBlocks += held
       }
-    case .rename(let object, let parent, let name, let newParent, let newName):
+    case .rename(let object, _, let parent, let name, let newParent, let newName):
       if var record = try treeRecord(of: object) {
         (record.parent, record.name) = (newParent, newName)
         try put(record, of: object)
@@ -285,6 +286,7 @@ package final class Catalog {
       try update(object) { $0.size = size }
     case .change(let object, let change):
       try update(object) { Self.apply(change, to: &$0) }
+    case .snapshot, .clone, .rollback: break
     case .data, .zero, .extent: invariantBroken("a data record in the catalog")
     }
     _ = pending.pop()

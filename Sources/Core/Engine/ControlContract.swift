@@ -18,7 +18,24 @@ package enum ControlRequest: Sendable {
   case resize(name: String, size: UInt64, shrink: Bool, force: Bool)
   case delete(name: String, withSnapshots: Bool, force: Bool)
   case set(name: String, change: DiskAttributeChange)
-  /// For front ends: counts as a connection until `close`.
+  /// One instant for all that are named: all are taken or none.
+  case snapshot([SnapshotName])
+  /// Up to `limit` snapshots, of one disk or of all, oldest first within a disk; `cursor` as for
+  /// `list`.
+  case listSnapshots(disk: String?, cursor: UInt64?, limit: Int)
+  case deleteSnapshot(SnapshotName)
+  case renameSnapshot(SnapshotName, to: String)
+  /// A held snapshot can't be deleted.
+  case holdSnapshot(SnapshotName, Bool)
+  /// The disk becomes what the snapshot is. Refused while clients are connected, unless forced;
+  /// then they see the new content from some moment on, and never a mixture.
+  case rollback(SnapshotName, force: Bool)
+  /// With a count, NAME-1 ... NAME-count, all or none.
+  case clone(SnapshotName, name: String, count: Int?)
+  /// What changed from a snapshot to a later one or to the disk as it is: up to `limit` ranges from
+  /// byte `from` on.
+  case diff(SnapshotName, to: SnapshotOrDisk, from: UInt64, limit: Int)
+  /// For front ends: counts as a connection until `close`. A NAME or a NAME@SNAP.
   case open(name: String)
   case close(DiskHandle)
   case status
@@ -39,10 +56,15 @@ package struct DiskAttributeChange: Sendable {
   package var durability: Durability?
   package var readOnly: Bool?
   package var comment: String?
-  package init(durability: Durability? = nil, readOnly: Bool? = nil, comment: String? = nil) {
+  /// Of a snapshot: it can't be deleted.
+  package var held: Bool?
+  package init(
+    durability: Durability? = nil, readOnly: Bool? = nil, comment: String? = nil, held: Bool? = nil
+  ) {
     self.durability = durability
     self.readOnly = readOnly
     self.comment = comment
+    self.held = held
   }
 }
 
@@ -84,6 +106,69 @@ package struct DiskInfo: Sendable {
     self.readOnly = readOnly
     self.durability = durability
     self.comment = comment
+  }
+}
+
+/// DISK@SNAP.
+package struct SnapshotName: Hashable, Sendable, CustomStringConvertible {
+  package var disk: String
+  package var snapshot: String
+  package init(disk: String, snapshot: String) {
+    self.disk = disk
+    self.snapshot = snapshot
+  }
+  package var description: String { "\(disk)@\(snapshot)" }
+}
+
+package enum SnapshotOrDisk: Hashable, Sendable {
+  case snapshot(SnapshotName)
+  case disk(String)
+}
+
+package struct SnapshotInfo: Sendable {
+  package var disk: String
+  package var name: String
+  package var id: ObjectID
+  /// Nanoseconds since 1970.
+  package var created: UInt64
+  /// In bytes: of the disk then.
+  package var size: UInt64
+  /// Bytes that the snapshot refers to.
+  package var used: UInt64
+  /// Bytes that deleting it would free.
+  package var exclusive: UInt64
+  package var clones: Int
+  /// The id of the first snapshot that was made in the same call.
+  package var group: ObjectID
+  package var isHeld: Bool
+
+  package init(
+    disk: String, name: String, id: ObjectID, created: UInt64, size: UInt64, used: UInt64,
+    exclusive: UInt64, clones: Int, group: ObjectID, isHeld: Bool
+  ) {
+    self.disk = disk
+    self.name = name
+    self.id = id
+    self.created = created
+    self.size = size
+    self.used = used
+    self.exclusive = exclusive
+    self.clones = clones
+    self.group = group
+    self.isHeld = isHeld
+  }
+}
+
+/// A range that is different at two points; both in bytes.
+package struct ChangedRange: Equatable, Sendable {
+  package var offset: UInt64
+  package var length: UInt64
+  /// It reads as zeros at the later point.
+  package var isZero: Bool
+  package init(offset: UInt64, length: UInt64, isZero: Bool) {
+    self.offset = offset
+    self.length = length
+    self.isZero = isZero
   }
 }
 
@@ -142,6 +227,9 @@ package enum ControlReply: Sendable {
   case disk(DiskInfo)
   /// `next` is the cursor to go on from, nil at the end.
   case disks([DiskInfo], next: UInt64?)
+  case snapshots([SnapshotInfo], next: UInt64?)
+  /// `next` is the byte to go on from, nil at the end.
+  case changes([ChangedRange], next: UInt64?)
   case opened(DiskHandle, size: UInt64, readOnly: Bool)
   case status(PoolStatus)
   case scrub(ScrubReport)
@@ -151,7 +239,11 @@ package enum ControlReply: Sendable {
 /// Why a control request was refused; `description` is a plain sentence with what to do.
 package enum ControlError: Error, Equatable, Sendable, CustomStringConvertible {
   case noSuchDisk(String)
+  case noSuchSnapshot(SnapshotName)
   case alreadyExists(String)
+  case snapshotExists(SnapshotName)
+  case isHeld(SnapshotName)
+  case notOfOneLine(String, String)
   case inUse(String, connections: Int)
   case hasSnapshots(String, count: Int)
   case wouldShrink(String)
@@ -166,6 +258,14 @@ package enum ControlError: Error, Equatable, Sendable, CustomStringConvertible {
     switch self {
     case .noSuchDisk(let n):
       "there is no disk “\(n)”; `sluice disk list` shows the names"
+    case .noSuchSnapshot(let n):
+      "there is no snapshot “\(n)”; `sluice snapshot list \(n.disk)` shows those of the disk"
+    case .snapshotExists(let n):
+      "a snapshot “\(n)” exists already; choose another name, or delete that one first"
+    case .isHeld(let n):
+      "snapshot “\(n)” is held; `sluice snapshot release \(n)` first if it is to be deleted"
+    case .notOfOneLine(let a, let b):
+      "“\(a)” is not an earlier state of “\(b)”; name two points of one disk, the older one first"
     case .alreadyExists(let n):
       "a disk “\(n)” exists already; choose another name, or delete that one first"
     case .inUse(let n, let c):

@@ -310,7 +310,7 @@ package final class Engine: BlockEngine {
   private func applyStructural(_ record: LogRecord, sequence: FrameSequence) {
     pool.catalog.take(record, sequence: sequence)
     switch record {
-    case .remove(let object, _, _):
+    case .remove(let object, _, _, _, _):
       let disk = pool.disks.findOrAdd(object)
       disk.isDeleted = true
       if let run = disk.run { pool.space.returnRun(run) }
@@ -332,7 +332,7 @@ package final class Engine: BlockEngine {
       if let disk = pool.disks.find(object), disk.record != nil {
         Catalog.apply(change, to: &disk.record!)
       }
-    case .rename(let object, _, _, let parent, let name):
+    case .rename(let object, _, _, _, let parent, let name):
       if let disk = pool.disks.find(object) {
         disk.record?.parent = parent
         disk.record?.name = name

@@ -86,6 +86,9 @@ extension Engine {
       case .delete(let name, _, let force): return try delete(job, name, force: force)
       case .set(let name, let change): return try set(job, name, change)
       case .open(let name): return try open(name)
+      case .snapshot, .listSnapshots, .deleteSnapshot, .renameSnapshot, .holdSnapshot, .rollback,
+        .clone, .diff:
+        return .failed(.badName("snapshots and clones are not in this version"))
       case .close: return .done
       case .status: return .status(status())
       case .flush: return flush(job)
@@ -284,7 +287,11 @@ extension Engine {
     job.removing = pool.disks.findOrAdd(target.object)
     job.removing?.isBeingDeleted = true
     return log(
-      job, [.remove(object: target.object, parent: record.parent, name: record.name)])
+      job, [
+        .remove(
+          object: target.object, kind: .disk, parent: record.parent, snapshots: 0,
+          name: record.name)
+      ])
   }
 
   private func refuseInUse(_ object: ObjectID, _ name: String, force: Bool) throws(ControlError) {
@@ -302,8 +309,8 @@ extension Engine {
     var (records, parent) = try directories(path, found, name: new)
     records.append(
       .rename(
-        object: target.object, parent: record.parent, name: record.name, newParent: parent,
-        newName: path.last!))
+        object: target.object, kind: .disk, parent: record.parent, name: record.name,
+        newParent: parent, newName: path.last!))
     return log(job, records)
   }
 

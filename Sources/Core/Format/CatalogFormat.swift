@@ -5,9 +5,12 @@
 //     lo = 0   object record
 //     hi = 0   lo = volume index: volume record
 //
-// Names tree, key (hi = parent directory's id, lo = FNV-1a 64 of the name): the entries of that
-// directory whose names share the hash. hi = 0: objects that were deleted and whose space is
-// being freed, lo = object id, empty value.
+// Names tree, by hi:
+//
+//     hi = a directory's id   lo = FNV-1a 64 of a name: the entries that share this hash
+//     hi = a disk's id        likewise, the names of its snapshots
+//     hi = a snapshot's id    lo = object id of a child in the tree of snapshots, empty value
+//     hi = 0                  lo = object id of a deleted object that is being freed, empty value
 //
 // Names value: entries one behind the other
 //
@@ -18,7 +21,8 @@
 //
 // Object record, little-endian:
 //
-//       0  u8   kind      1  u8  flags: 1 read-only, 2 durability flush      2  u16 comment length
+//       0  u8   kind      1  u8  flags: 1 read-only, 2 durability flush, 4 inherits its map,
+//                                8 held, 16 hidden                           2  u16 comment length
 //       4  u32  mode      8  u32 uid     12 u32 gid     16 u32 link count    20 u32 name length
 //      24  u64  size in bytes
 //      32  u64[4]  created, modified, changed, accessed: nanoseconds since 1970
@@ -30,10 +34,20 @@
 //     104  u64  of these, blocks that only this object refers to
 //     112  u8[32]  root of the extent map
 //     144  u8[32]  root of the dead list of the edge to the parent snapshot (R11)
-//     176  u64  parent directory of the first name
+//     176  u64  parent directory of the first name; the disk, of a snapshot
 //     184  u64  metadata blocks of the map, both copies
-//     192  u64[2] zero (room for the snapshot tree)
-//     208       first name, then comment
+//     192  u64  parent in the tree of snapshots: a snapshot's object id, 0 for none
+//     200  u64  instant, of a snapshot: what it holds was born at or before it
+//     208  u64  branch instant of the parent snapshot
+//     216  u64  data blocks on the dead list
+//     224  u64  of these, born after field 208: what only the parent refers to
+//     232  u64  blocks of metadata nodes on the dead list, both copies
+//     240  u64  group of a snapshot: the first one's id of those made in one call
+//     248  u32  children, of a snapshot       252  u32  snapshots with a name, of a disk
+//     256       first name, then comment
+//
+// An object that inherits its map has none of its own yet: its content, branch instant and counters
+// are those of its parent snapshot.
 //
 // Volume record: 0 u64[2] member UUID, 16 u64 size in blocks.
 
@@ -46,7 +60,7 @@ package enum TreeOwner {
 }
 
 package struct ObjectRecord: Equatable, Sendable {
-  package static let fixedSize = 208
+  package static let fixedSize = 256
 
   package var kind = ObjectKind.disk
   package var readOnly = false
@@ -70,6 +84,23 @@ package struct ObjectRecord: Equatable, Sendable {
   package var deadList = NodePointer.none
   package var parent = ObjectID.root
   package var metadataBlocks: UInt64 = 0
+  /// Content, branch instant and counters are the parent snapshot's; `map` is none.
+  package var inheritsMap = false
+  /// A snapshot that can't be deleted.
+  package var isHeld = false
+  /// A snapshot that was deleted and has children: it is freed when one is left.
+  package var isHidden = false
+  /// The snapshot that this object branches from; 0 for none.
+  package var parentSnapshot = ObjectID(0)
+  /// Of a snapshot: births of what it holds are at or before it. 0 while its map is not final.
+  package var instant: Instant = 0
+  package var parentBranchInstant: Instant = 0
+  package var dead = DeadCounts()
+  /// Data blocks on the dead list that only the parent snapshot refers to.
+  package var deadOfParentOnly: UInt64 = 0
+  package var group = ObjectID(0)
+  package var children: UInt32 = 0
+  package var snapshots: UInt32 = 0
   package var name: [UInt8] = []
   package var comment: [UInt8] = []
 
@@ -80,7 +111,12 @@ package struct ObjectRecord: Equatable, Sendable {
     bytes.withUnsafeMutableBytes { buffer in
       let p = buffer.baseAddress!
       p.put(kind.rawValue, at: 0)
-      p.put((readOnly ? 1 : 0) | (durability == .flush ? 2 : 0) as UInt8, at: 1)
+      var flags: UInt8 = readOnly ? 1 : 0
+      if durability == .flush { flags |= 2 }
+      if inheritsMap { flags |= 4 }
+      if isHeld { flags |= 8 }
+      if isHidden { flags |= 16 }
+      p.put(flags, at: 1)
       p.put(UInt16(comment.count), at: 2)
       p.put(mode, at: 4)
       p.put(uid, at: 8)
@@ -102,6 +138,15 @@ package struct ObjectRecord: Equatable, Sendable {
       deadList.encode(to: p + 144)
       p.put(parent.raw, at: 176)
       p.put(metadataBlocks, at: 184)
+      p.put(parentSnapshot.raw, at: 192)
+      p.put(instant, at: 200)
+      p.put(parentBranchInstant, at: 208)
+      p.put(dead.dataBlocks, at: 216)
+      p.put(deadOfParentOnly, at: 224)
+      p.put(dead.nodeBlocks, at: 232)
+      p.put(group.raw, at: 240)
+      p.put(children, at: 248)
+      p.put(snapshots, at: 252)
       for (i, byte) in (name + comment).enumerated() { p.put(byte, at: Self.fixedSize + i) }
     }
     return bytes
@@ -110,7 +155,7 @@ package struct ObjectRecord: Equatable, Sendable {
   /// Nil when the value is not a well-formed record.
   package init?(decoding value: UnsafeRawBufferPointer) {
     guard value.count >= Self.fixedSize, let p = value.baseAddress,
-      let kind = ObjectKind(rawValue: p.u8(0)), p.u8(1) < 4,
+      let kind = ObjectKind(rawValue: p.u8(0)), p.u8(1) < 32,
       p.u32(20) <= UInt32(LogRecord.maximumName), p.u16(2) <= UInt16(LogRecord.maximumComment),
       value.count == Self.fixedSize + Int(p.u32(20)) + Int(p.u16(2))
     else { return nil }
@@ -136,6 +181,17 @@ package struct ObjectRecord: Equatable, Sendable {
     deadList = NodePointer(decoding: p + 144)
     parent = ObjectID(p.u64(176))
     metadataBlocks = p.u64(184)
+    inheritsMap = p.u8(1) & 4 != 0
+    isHeld = p.u8(1) & 8 != 0
+    isHidden = p.u8(1) & 16 != 0
+    parentSnapshot = ObjectID(p.u64(192))
+    instant = p.u64(200)
+    parentBranchInstant = p.u64(208)
+    dead = DeadCounts(dataBlocks: p.u64(216), nodeBlocks: p.u64(232))
+    deadOfParentOnly = p.u64(224)
+    group = ObjectID(p.u64(240))
+    children = p.u32(248)
+    snapshots = p.u32(252)
     let nameLength = Int(p.u32(20))
     name = Array(value[Self.fixedSize..<(Self.fixedSize + nameLength)])
     comment = Array(value[(Self.fixedSize + nameLength)...])

@@ -14,20 +14,31 @@
 //                 40 u32[count] CRC32C of each block                         count 1...256
 //     4 create    16 u64 parent  24 u8 kind   25 u8 flags   26 u16 name length   28 u32 mode
 //                 32 u64 size in bytes   40 u64 time (ns since 1970)   48 name
-//     5 remove    16 u64 parent  24 u16 name length   26 u16 0   28 u32 0   32 name
-//     6 rename    16 u64 old parent   24 u16 old name length   26 u16 new name length   28 u32 0
-//                 32 u64 new parent   40 old name, new name
+//     5 remove    16 u64 parent  24 u16 name length   26 u8 kind   27 u8 0
+//                 28 u32 snapshots of the disk that go with it   32 name
+//     6 rename    16 u64 old parent   24 u16 old name length   26 u16 new name length
+//                 28 u8 kind   29 zeros   32 u64 new parent   40 old name, new name
 //     7 resize    16 u64 new size in bytes
-//     8 change    16 u8 mask (1 durability, 2 read_only, 4 comment)   17 u8 durability
-//                 18 u8 read_only   19 u8 0   20 u16 comment length   22 u16 0   24 comment
+//     8 change    16 u8 mask (1 durability, 2 read_only, 4 comment, 8 held)   17 u8 durability
+//                 18 u8 read_only   19 u8 held   20 u16 comment length   22 u16 0   24 comment
+//    16 snapshot  16 u64 disk   24 u64 group   32 u64 time   40 u16 name length   42 zeros
+//                 48 name                                       object: the snapshot's id
+//    17 clone     16 u64 snapshot   24 u64 parent   32 u64 time   40 u32 first number
+//                 44 u16 name length   46 u16 0   48 u32 mode   52 u32 0   56 u64 size
+//                 64 name               object: the first clone's id; count 1...100,000 of them
+//    18 rollback  16 u64 snapshot   24 u64 id for what the disk was   32 u64 size   40 u64 time
 //
-// Types 16 and up are left for marks (snapshot, clone, rollback, hold) and the cluster.
+// Records 16 to 18 are marks: what precedes one in the log is in the snapshot, the rest is not. The
+// snapshots of a group are records of one frame, so they are there together or not at all.
+// A clone record is a batch: clone i has the id object + i and is named NAME-(first number + i), or
+// just NAME where the first number is 0, and then it is alone.
 // A decoder refuses a table with a type, length or count that it does not know.
 
 /// What an object of the catalog is.
 package enum ObjectKind: UInt8, Sendable {
   case disk = 1
   case directory = 2
+  case snapshot = 3
 }
 
 /// One decoded record. Pointers lead into the table that it was decoded from.
@@ -42,11 +53,17 @@ package enum LogRecord {
   case create(
     object: ObjectID, parent: ObjectID, kind: ObjectKind, mode: UInt32, size: UInt64, time: UInt64,
     name: [UInt8])
-  case remove(object: ObjectID, parent: ObjectID, name: [UInt8])
+  case remove(
+    object: ObjectID, kind: ObjectKind, parent: ObjectID, snapshots: UInt32, name: [UInt8])
   case rename(
-    object: ObjectID, parent: ObjectID, name: [UInt8], newParent: ObjectID, newName: [UInt8])
+    object: ObjectID, kind: ObjectKind, parent: ObjectID, name: [UInt8], newParent: ObjectID,
+    newName: [UInt8])
   case resize(object: ObjectID, size: UInt64)
   case change(object: ObjectID, DiskAttributeChange)
+  case snapshot(object: ObjectID, disk: ObjectID, group: ObjectID, time: UInt64, name: [UInt8])
+  case clone(CloneBatch)
+  case rollback(
+    object: ObjectID, snapshot: ObjectID, former: ObjectID, size: UInt64, time: UInt64)
 
   package static let maximumCount = 256
   package static let maximumName = 255
@@ -62,10 +79,13 @@ package enum LogRecord {
     case .zero: 40
     case .extent(_, _, _, let count, _, _): Self.extentSize(count: count)
     case .create(_, _, _, _, _, _, let name): roundUp(48 + name.count, to: 8)
-    case .remove(_, _, let name): roundUp(32 + name.count, to: 8)
-    case .rename(_, _, let name, _, let new): roundUp(40 + name.count + new.count, to: 8)
+    case .remove(_, _, _, _, let name): roundUp(32 + name.count, to: 8)
+    case .rename(_, _, _, let name, _, let new): roundUp(40 + name.count + new.count, to: 8)
     case .resize: 24
     case .change(_, let change): roundUp(24 + (change.comment?.utf8.count ?? 0), to: 8)
+    case .snapshot(_, _, _, _, let name): roundUp(48 + name.count, to: 8)
+    case .clone(let batch): roundUp(64 + batch.name.count, to: 8)
+    case .rollback: 48
     }
   }
 
@@ -75,10 +95,13 @@ package enum LogRecord {
     case .zero(let object, _, _, _): (2, 0, object.raw)
     case .extent(let object, _, _, let count, _, _): (3, count, object.raw)
     case .create(let object, _, _, _, _, _, _): (4, 0, object.raw)
-    case .remove(let object, _, _): (5, 0, object.raw)
-    case .rename(let object, _, _, _, _): (6, 0, object.raw)
+    case .remove(let object, _, _, _, _): (5, 0, object.raw)
+    case .rename(let object, _, _, _, _, _): (6, 0, object.raw)
     case .resize(let object, _): (7, 0, object.raw)
     case .change(let object, _): (8, 0, object.raw)
+    case .snapshot(let object, _, _, _, _): (16, 0, object.raw)
+    case .clone(let batch): (17, batch.count, batch.first.raw)
+    case .rollback(let object, _, _, _, _): (18, 0, object.raw)
     }
   }
 
@@ -114,14 +137,17 @@ package enum LogRecord {
       p.put(size, at: 32)
       p.put(time, at: 40)
       (p + 48).copyBytes(name)
-    case .remove(_, let parent, let name):
+    case .remove(_, let kind, let parent, let snapshots, let name):
       p.put(parent.raw, at: 16)
       p.put(UInt16(name.count), at: 24)
+      p.put(kind.rawValue, at: 26)
+      p.put(snapshots, at: 28)
       (p + 32).copyBytes(name)
-    case .rename(_, let parent, let name, let newParent, let newName):
+    case .rename(_, let kind, let parent, let name, let newParent, let newName):
       p.put(parent.raw, at: 16)
       p.put(UInt16(name.count), at: 24)
       p.put(UInt16(newName.count), at: 26)
+      p.put(kind.rawValue, at: 28)
       p.put(newParent.raw, at: 32)
       (p + 40).copyBytes(name)
       (p + 40 + name.count).copyBytes(newName)
@@ -143,8 +169,92 @@ package enum LogRecord {
         p.put(UInt16(bytes.count), at: 20)
         (p + 24).copyBytes(bytes)
       }
+      if let held = change.held {
+        mask |= 8
+        p.put(UInt8(held ? 1 : 0), at: 19)
+      }
       p.put(mask, at: 16)
+    case .snapshot(_, let disk, let group, let time, let name):
+      p.put(disk.raw, at: 16)
+      p.put(group.raw, at: 24)
+      p.put(time, at: 32)
+      p.put(UInt16(name.count), at: 40)
+      (p + 48).copyBytes(name)
+    case .clone(let batch):
+      p.put(batch.snapshot.raw, at: 16)
+      p.put(batch.parent.raw, at: 24)
+      p.put(batch.time, at: 32)
+      p.put(batch.firstNumber, at: 40)
+      p.put(UInt16(batch.name.count), at: 44)
+      p.put(batch.mode, at: 48)
+      p.put(batch.size, at: 56)
+      (p + 64).copyBytes(batch.name)
+    case .rollback(_, let snapshot, let former, let size, let time):
+      p.put(snapshot.raw, at: 16)
+      p.put(former.raw, at: 24)
+      p.put(size, at: 32)
+      p.put(time, at: 40)
     }
+  }
+}
+
+/// Clones that one record makes, all or none (R13).
+package struct CloneBatch: Equatable, Sendable {
+  package static let maximumCount = 100_000
+  /// The id of the first one; the others' follow it.
+  package var first: ObjectID
+  package var count: Int
+  package var snapshot: ObjectID
+  package var parent: ObjectID
+  package var time: UInt64
+  package var mode: UInt32
+  /// In bytes: the snapshot's.
+  package var size: UInt64
+  /// The number in the first one's name; 0: the only one is named `name`, without a number.
+  package var firstNumber: UInt32
+  package var name: [UInt8]
+
+  package init(
+    first: ObjectID, count: Int, snapshot: ObjectID, parent: ObjectID, time: UInt64, mode: UInt32,
+    size: UInt64, firstNumber: UInt32, name: [UInt8]
+  ) {
+    self.first = first
+    self.count = count
+    self.snapshot = snapshot
+    self.parent = parent
+    self.time = time
+    self.mode = mode
+    self.size = size
+    self.firstNumber = firstNumber
+    self.name = name
+  }
+
+  package func object(_ i: Int) -> ObjectID { ObjectID(first.raw + UInt64(i)) }
+
+  package func name(_ i: Int) -> [UInt8] {
+    firstNumber == 0 ? name : name + Array("-\(UInt64(firstNumber) + UInt64(i))".utf8)
+  }
+
+  /// Which clone has the name, if one has.
+  package func index(of name: [UInt8]) -> Int? {
+    if firstNumber == 0 { return name == self.name ? 0 : nil }
+    let prefix = self.name.count
+    guard name.count > prefix + 1, name.count <= prefix + 11, name.starts(with: self.name),
+      name[prefix] == UInt8(ascii: "-"), name[prefix + 1] != UInt8(ascii: "0")
+    else { return nil }
+    var number: UInt64 = 0
+    for digit in name[(prefix + 1)...] {
+      guard (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(digit) else { return nil }
+      number = number * 10 + UInt64(digit - UInt8(ascii: "0"))
+    }
+    guard number >= firstNumber, number - UInt64(firstNumber) < UInt64(count) else { return nil }
+    return Int(number - UInt64(firstNumber))
+  }
+
+  /// Which clone has the id, if one has.
+  package func index(of object: ObjectID) -> Int? {
+    guard object.raw >= first.raw, object.raw - first.raw < UInt64(count) else { return nil }
+    return Int(object.raw - first.raw)
   }
 }
 
@@ -220,33 +330,65 @@ package struct RecordCursor {
         object: object, parent: ObjectID(p.u64(16)), kind: kind, mode: p.u32(28), size: p.u64(32),
         time: p.u64(40), name: bytes(p + 48, name))
     case 5:
-      guard size >= 32 else { return nil }
+      guard size >= 32, let kind = ObjectKind(rawValue: p.u8(26)) else { return nil }
       let name = Int(p.u16(24))
       guard name <= LogRecord.maximumName, size == roundUp(32 + name, to: 8) else { return nil }
-      return .remove(object: object, parent: ObjectID(p.u64(16)), name: bytes(p + 32, name))
+      return .remove(
+        object: object, kind: kind, parent: ObjectID(p.u64(16)), snapshots: p.u32(28),
+        name: bytes(p + 32, name))
     case 6:
-      guard size >= 40 else { return nil }
+      guard size >= 40, let kind = ObjectKind(rawValue: p.u8(28)) else { return nil }
       let (old, new) = (Int(p.u16(24)), Int(p.u16(26)))
       guard old <= LogRecord.maximumName, new <= LogRecord.maximumName,
         size == roundUp(40 + old + new, to: 8)
       else { return nil }
       return .rename(
-        object: object, parent: ObjectID(p.u64(16)), name: bytes(p + 40, old),
+        object: object, kind: kind, parent: ObjectID(p.u64(16)), name: bytes(p + 40, old),
         newParent: ObjectID(p.u64(32)), newName: bytes(p + 40 + old, new))
     case 7:
       guard size == 24 else { return nil }
       return .resize(object: object, size: p.u64(16))
     case 8: return decodeChange(p, size: size, object: object)
+    case 16:
+      guard size >= 48 else { return nil }
+      let name = Int(p.u16(40))
+      guard name <= LogRecord.maximumName, size == roundUp(48 + name, to: 8) else { return nil }
+      return .snapshot(
+        object: object, disk: ObjectID(p.u64(16)), group: ObjectID(p.u64(24)), time: p.u64(32),
+        name: bytes(p + 48, name))
+    case 17: return decodeClone(p, size: size, first: object, count: count)
+    case 18:
+      guard size == 48 else { return nil }
+      return .rollback(
+        object: object, snapshot: ObjectID(p.u64(16)), former: ObjectID(p.u64(24)),
+        size: p.u64(32), time: p.u64(40))
     default:
       return nil
     }
+  }
+
+  private func decodeClone(
+    _ p: UnsafeRawPointer, size: Int, first: ObjectID, count: Int
+  ) -> LogRecord? {
+    guard size >= 64 else { return nil }
+    let (name, firstNumber) = (Int(p.u16(44)), p.u32(40))
+    guard (1...CloneBatch.maximumCount).contains(count), firstNumber > 0 || count == 1,
+      firstNumber <= UInt32.max - UInt32(count),
+      first.raw <= UInt64.max - UInt64(count), name <= LogRecord.maximumName,
+      size == roundUp(64 + name, to: 8)
+    else { return nil }
+    return .clone(
+      CloneBatch(
+        first: first, count: count, snapshot: ObjectID(p.u64(16)), parent: ObjectID(p.u64(24)),
+        time: p.u64(32), mode: p.u32(48), size: p.u64(56), firstNumber: firstNumber,
+        name: bytes(p + 64, name)))
   }
 
   private func decodeChange(_ p: UnsafeRawPointer, size: Int, object: ObjectID) -> LogRecord? {
     guard size >= 24 else { return nil }
     let mask = p.u8(16)
     let length = Int(p.u16(20))
-    guard mask < 8, length <= LogRecord.maximumComment, mask & 4 != 0 || length == 0,
+    guard mask < 16, length <= LogRecord.maximumComment, mask & 4 != 0 || length == 0,
       size == roundUp(24 + length, to: 8)
     else {
       return nil
@@ -257,6 +399,7 @@ package struct RecordCursor {
       change.durability = durability
     }
     if mask & 2 != 0 { change.readOnly = p.u8(18) != 0 }
+    if mask & 8 != 0 { change.held = p.u8(19) != 0 }
     if mask & 4 != 0 {
       guard let comment = String(validating: bytes(p + 24, length), as: UTF8.self) else {
         return nil

@@ -78,9 +78,10 @@ package final class Tree {
   @inline(__always)
   func node(_ slot: CacheSlot) -> TreeNode { TreeNode(store.cache.memory(slot)) }
 
-  /// Only the nodes of an extent map may be another object's: a clone starts from its origin's.
+  /// Nodes of extent maps and dead lists may be another object's: a clone starts from its origin's
+  /// map, and what was a disk's becomes its snapshot's.
   @inline(__always)
-  private var nodeOwner: ObjectID? { kind == .extents ? nil : owner }
+  private var nodeOwner: ObjectID? { kind == .extents || kind == .deadList ? nil : owner }
 
   /// The slot of the root; the tree must not be empty.
   @inline(__always)
