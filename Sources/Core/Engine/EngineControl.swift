@@ -287,7 +287,8 @@ extension Engine {
     job.removing = pool.disks.findOrAdd(target.object)
     job.removing?.isBeingDeleted = true
     return log(
-      job, [
+      job,
+      [
         .remove(
           object: target.object, kind: .disk, parent: record.parent, snapshots: 0,
           name: record.name)
