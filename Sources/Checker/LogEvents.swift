@@ -118,7 +118,7 @@ final class LogEvents {
       if createdNames.count < 100_000 { createdNames[object.raw] = name }
       try event(object, .create, UInt64(kind.rawValue), parent.raw)
       try self.name(parent, name, object, removed: false)
-    case .remove(let object, _, let parent, _, let name):
+    case .remove(let object, _, let parent, _, _, let name):
       try event(object, .remove)
       try self.name(parent, name, object, removed: true)
     case .rename(let object, _, let parent, let old, let newParent, let new):

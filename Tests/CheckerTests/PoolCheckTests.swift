@@ -316,7 +316,8 @@ private func expectOne(
   }
   func remove(_ id: UInt64, _ name: String) -> LogRecord {
     .remove(
-      object: ObjectID(id), kind: .disk, parent: .root, snapshots: 0, name: Array(name.utf8))
+      object: ObjectID(id), kind: .disk, parent: .root, snapshots: 0, origin: ObjectID(0),
+      name: Array(name.utf8))
   }
   pool.log.frame(records: [
     remove(101, "beta"), create(200, "beta"), .resize(object: ObjectID(200), size: 4096),

@@ -63,18 +63,23 @@ final class MemoryPool {
 
   func run(until done: () -> Bool) {
     for _ in 0..<200_000 {
-      engine.step(now: now, wallClock: now)
-      while let op = engine.nextDeviceOp() { engine.complete(perform(op)) }
-      while let c = engine.nextCompletion() { completions.append(c) }
-      while let (token, reply) = engine.nextControlReply() { replies[token] = reply }
+      turn()
       if done() { return }
       if let why = engine.failure {
         Issue.record("the engine failed: \(why)")
         return
       }
-      now += 1_000_000
     }
     Issue.record("the engine did not get there")
+  }
+
+  /// One step of the engine, and a millisecond.
+  func turn() {
+    engine.step(now: now, wallClock: now)
+    while let op = engine.nextDeviceOp() { engine.complete(perform(op)) }
+    while let c = engine.nextCompletion() { completions.append(c) }
+    while let (token, reply) = engine.nextControlReply() { replies[token] = reply }
+    now += 1_000_000
   }
 
   private func perform(_ op: DeviceOp) -> DeviceCompletion {
@@ -320,14 +325,14 @@ func pattern(_ seed: UInt64, _ count: Int) -> [UInt8] {
     #expect(pool.engine.rarePaths[.readAhead] >= 8)
   }
 
-  private func isDone(_ reply: ControlReply) -> Bool {
-    if case .done = reply { return true }
-    Issue.record("\(reply)")
-    return false
-  }
-
   private func used(_ pool: MemoryPool) -> UInt64 {
     guard case .status(let status) = pool.control(.status) else { return 0 }
     return status.spaceUsed
   }
+}
+
+func isDone(_ reply: ControlReply) -> Bool {
+  if case .done = reply { return true }
+  Issue.record("\(reply)")
+  return false
 }

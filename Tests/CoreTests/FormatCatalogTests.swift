@@ -44,7 +44,7 @@ private let object: ObjectRecord = {
   o.deadOfParentOnly = 27
   o.group = ObjectID(29)
   o.children = 30
-  o.snapshots = 31
+  o.dependents = 31
   o.name = Array("vm-01".utf8)
   o.comment = Array("note".utf8)
   return o

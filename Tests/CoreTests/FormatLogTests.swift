@@ -197,8 +197,8 @@ private let goldenRecords: [(name: String, bytes: [UInt8])] = [
     "remove",
     hex(
       """
-      0500280000000000670000000000000001000000000000000500010003000000
-      766d2d3031000000
+      0500300000000000670000000000000001000000000000000500010003000000
+      6600000000000000766d2d3031000000
       """)
   ),
   (
@@ -218,8 +218,8 @@ private let goldenRecords: [(name: String, bytes: [UInt8])] = [
     "snapshot",
     hex(
       """
-      1000380000000000680000000000000067000000000000006800000000000000
-      080000000000f01706000000000000006d6f6e6461790000
+      1000400000000000680000000000000067000000000000006800000000000000
+      080000000000f017000000800000000006000000000000006d6f6e6461790000
       """)
   ),
   (
@@ -258,7 +258,8 @@ private func known(_ checksums: UnsafeRawPointer) -> [LogRecord] {
       object: ObjectID(103), parent: .root, kind: .disk, mode: 0o644, size: 1 << 30,
       time: 0x17F0_0000_0000_0007, name: Array("vm-01".utf8)),
     .remove(
-      object: ObjectID(103), kind: .disk, parent: .root, snapshots: 3, name: Array("vm-01".utf8)),
+      object: ObjectID(103), kind: .disk, parent: .root, snapshots: 3, origin: ObjectID(102),
+      name: Array("vm-01".utf8)),
     .rename(
       object: ObjectID(103), kind: .disk, parent: .root, name: Array("vm-01".utf8),
       newParent: ObjectID(16), newName: Array("new".utf8)),
@@ -266,7 +267,7 @@ private func known(_ checksums: UnsafeRawPointer) -> [LogRecord] {
     .change(object: ObjectID(103), change),
     .snapshot(
       object: ObjectID(104), disk: ObjectID(103), group: ObjectID(104),
-      time: 0x17F0_0000_0000_0008, name: Array("monday".utf8)),
+      time: 0x17F0_0000_0000_0008, size: 2 << 30, name: Array("monday".utf8)),
     .clone(
       CloneBatch(
         first: ObjectID(105), count: 1000, snapshot: ObjectID(104), parent: .root,
@@ -346,7 +347,7 @@ private func put(
     put("rename", 24, UInt16(6)), put("rename", 26, UInt16.max), put("resize", 2, UInt16(16)),
     put("change", 16, UInt8(16)), put("change", 17, UInt8(2)), put("change", 20, UInt16(600)),
     put("change", 25, UInt8(0xFF)), put("remove", 26, UInt8(9)), put("rename", 28, UInt8(0)),
-    put("snapshot", 40, UInt16(9)), put("snapshot", 2, UInt16(48)), put("clone", 4, UInt32(0)),
+    put("snapshot", 48, UInt16(9)), put("snapshot", 2, UInt16(48)), put("clone", 4, UInt32(0)),
     put("clone", 4, UInt32(100_001)), put("clone", 40, UInt32(0)), put("clone", 40, UInt32.max),
     put("clone", 8, UInt64.max), put("clone", 44, UInt16(9)), put("rollback", 2, UInt16(56)),
   ]

@@ -25,6 +25,18 @@ package enum PlantedFault: String, CaseIterable, Sendable {
   case olderRootAccepted
   /// A checkpoint holds records behind the log position that it names (R17).
   case checkpointNotExactPrefix
+  /// Blocks are born one instant later than they are (R10).
+  case birthOffByOne
+  /// The instant moves on with each checkpoint, not with each mark (R10).
+  case birthByCheckpoint
+  /// Frozen layers are destaged newest first (R12).
+  case layersOutOfOrder
+  /// A mark counts later than its place in the log says (R12).
+  case markOutOfOrder
+  /// A block that a snapshot refers to is freed when the disk lets go of it (R11).
+  case sharedBlockFreed
+  /// Only half of the clones of a batch come into the trees (R13).
+  case halfABatch
   /// The simulator's own: a restart does not wait until the killed process's writes are done (R6).
   case lockNotAwaited
 }

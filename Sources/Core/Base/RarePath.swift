@@ -28,6 +28,11 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case suspended
   case volumeAdded
   case readAhead
+  case layerDestaged
+  case layeredRead
+  case snapshotMerged
+  case snapshotHidden
+  case rolledBack
   case readAheadAwaited
 }
 

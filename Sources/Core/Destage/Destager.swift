@@ -2,11 +2,14 @@
 // to a new state, so that log space can be reused. It is the only one that changes vSpace.
 //
 //     idle ─▶ begin ─▶ structural ─▶ sweep ⇄ (read ▶ write ▶ map) ─▶ maps ─▶ deleted
-//       ▲                                                                       │
+//       ▲                              ▲   for each frozen layer,      │        │
+//       │                              └──── then for the rest ◀──────┘        │
 //       └── finish ◀─ root ◀─ flushVolumes ◀─ logDurable ◀─ nodes ◀─ commit ◀──┘
 //
 // A cycle has a cut C, the last frame that counted when it began. It applies exactly the records
-// at or before C (R17): first the structural ones, in order; then it sweeps the log index once in
+// at or before C (R17): first the structural ones, in order; then it destages the layers that marks
+// at or before C have ended, in the order of the marks, each of which makes its snapshot final (R12);
+// then it sweeps the log index once in
 // key order and moves every entry whose sequence is <= C. An entry with a later sequence has
 // replaced what was there: it is left for the next cycle (absorbed), which is right because it is
 // durable before the root is written (`logDurable`) and will be replayed.
@@ -34,18 +37,21 @@ package final class Destager {
   private var cutEpoch: UInt64 = 0
   private var rootToWrite = RootRecord()
 
+  /// The frozen layer that is being destaged; nil while the rest of the index is.
+  private var layer: Layer?
   private var cursor = IndexKey(raw: 0)
+  private var sweepEnd = IndexKey(raw: .max)
   private var sweepEnded = false
   private var mapped = 0
-  /// Slots swept since their maps were last written out, in order.
-  private var visited: [UInt32] = []
+  /// Layers swept since their maps were last written out, in order.
+  private var visited: [Layer] = []
   private var durableGoal: FrameSequence = 0
   private var outstanding = 0
   private var failedOps = 0
   private let rootMemory: AlignedMemory
   private var nodeWrites: [NodeWrite?] = []
   private var freeNodeWrites: [Int] = []
-  private var deletedTree: (object: ObjectID, tree: Tree, record: ObjectRecord)?
+  private let reaper: Reaper
 
   /// Transfers in flight at most: few while clients write, for theirs wait behind them in the
   /// devices' queues.
@@ -70,6 +76,7 @@ package final class Destager {
 
   package init(_ pool: Pool) {
     self.pool = pool
+    reaper = Reaper(pool)
     rootMemory = AlignedMemory(bytes: Int(VolumeLayout.rootCopies) * blockSize)
   }
 
@@ -128,6 +135,7 @@ package final class Destager {
 
   /// One step; false when it waits for a device or has nothing to do.
   private func advance() throws(SpaceWait) -> Bool {
+    try payOwed()
     switch phase {
     case .idle: return false
     case .begin: return begin()
@@ -158,8 +166,6 @@ package final class Destager {
     let early = pool.fault == .inPlaceBeforeLogDurable
     guard pool.log.durableSequence >= cut || relocateAll || early else { return false }
     durableGoal = 0
-    cursor = IndexKey(raw: 0)
-    sweepEnded = false
     visited.removeAll(keepingCapacity: true)
     batch.clear()
     workAtStart = pool.index.blocksLogged
@@ -172,13 +178,75 @@ package final class Destager {
     try recordVolumes()
     let limit = pool.fault == .checkpointNotExactPrefix ? FrameSequence.max : cut
     for _ in 0..<32 {
-      if try !pool.catalog.applyNext(upTo: limit) {
-        phase = .sweep
+      guard try pool.catalog.applyNext(upTo: limit, applied: markApplied) else {
+        sweepNextLayer()
         return true
       }
     }
     spillIfNeeded()
     return true
+  }
+
+  /// The trees have a mark: what it ended is the snapshot's now, or the deleted object's.
+  private func markApplied(_ record: LogRecord) {
+    let object: ObjectID
+    switch record {
+    case .snapshot(let snapshot, _, _, _, _, _): object = snapshot
+    case .rollback(_, _, let former, _, _): object = former
+    default: return
+    }
+    guard applied < pool.frozen.count else { invariantBroken("a mark has ended no layer") }
+    pool.frozen[applied].object = object
+    applied += 1
+  }
+  /// Of `pool.frozen`, layers whose marks the trees have.
+  private var applied = 0
+
+  /// Sweeps the next frozen layer whose mark is within the cut, or else the rest of the index.
+  private func sweepNextLayer() {
+    phase = .sweep
+    sweepEnded = false
+    while applied > 0, pool.frozen[0].state == .abandoned {
+      pool.layers.remove(pool.frozen.removeFirst())
+      applied -= 1
+    }
+    layer = applied > 0 ? pool.frozen[pool.fault == .layersOutOfOrder ? applied - 1 : 0] : nil
+    cursor = layer?.firstKey ?? IndexKey(raw: 0)
+    sweepEnd =
+      layer.map { IndexKey(slot: $0.slot + 1, block: BlockIndex(0)) } ?? IndexKey(raw: .max)
+  }
+
+  /// The snapshot's map is written: it is final, and what is born from now on is not in it (R10).
+  private func finalise(_ layer: Layer) throws(SpaceWait) {
+    guard var record = try pool.catalog.treeRecord(of: layer.object) else {
+      throw .damaged(.none)
+    }
+    if record.inheritsMap {
+      guard let parent = try pool.catalog.treeRecord(of: record.parentSnapshot) else {
+        throw .damaged(.none)
+      }
+      record.takeOver(parent)
+    }
+    record.instant = pool.nextInstant
+    try pool.catalog.put(record, of: layer.object)
+    if pool.fault != .birthByCheckpoint { pool.nextInstant += 1 }
+    layer.state = .final
+    pool.returnRun(layer)
+    pool.frozen.removeAll { $0 === layer }
+    applied -= 1
+    pool.paths.hit(.layerDestaged)
+  }
+
+  /// Enters what maps have let go of into the dead lists.
+  private func payOwed() throws(SpaceWait) {
+    while let (layer, entry) = pool.owed.last {
+      if layer.dead == nil { pool.openDeadList(layer, .none, DeadCounts()) }
+      try layer.dead!.append(entry)
+      if case .blocks(_, let count, let birth) = entry, birth > layer.parentBranchInstant {
+        layer.deadOfParentOnly += UInt64(count)
+      }
+      pool.owed.removeLast()
+    }
   }
 
   /// Enters volumes that the catalog does not have yet, new ones and those of a new pool.
@@ -197,7 +265,7 @@ package final class Destager {
   private func sweep() throws(SpaceWait) -> Bool {
     for _ in 0..<256 {
       if batch.isFull { return readBatch() }
-      guard let entry = pool.index.next(from: cursor) else {
+      guard let entry = pool.index.next(from: cursor), entry.key < sweepEnd else {
         sweepEnded = true
         if !batch.items.isEmpty { return readBatch() }
         phase = .maps
@@ -207,14 +275,14 @@ package final class Destager {
         cursor = IndexKey(raw: entry.end)
         continue
       }
-      guard let disk = pool.disks[entry.key.slot] else {
-        invariantBroken("the log index names a disk that is not in memory")
+      guard let layer = pool.layers[entry.key.slot] else {
+        invariantBroken("the log index names a layer that is not in memory")
       }
-      if try !isLive(disk) {
-        pool.dropLogged(disk)
+      if try !isLive(layer) {
+        pool.dropLogged(layer)
         continue
       }
-      try gather(entry, disk)
+      try gather(entry, layer)
     }
     if pool.store.needsSpill {
       // What is dirty now is written out with the batch's maps; the batch itself goes first.
@@ -225,30 +293,31 @@ package final class Destager {
     return true
   }
 
-  /// Loads the disk; false when the object does not exist any more.
-  private func isLive(_ disk: VirtualDisk) throws(SpaceWait) -> Bool {
-    if disk.isDeleted { return false }
-    if disk.isLoaded { return true }
-    if try pool.catalog.record(of: disk.object) == nil { return false }
-    try pool.load(disk)
+  /// Loads the layer; false when its object does not exist any more.
+  private func isLive(_ layer: Layer) throws(SpaceWait) -> Bool {
+    if layer.map == nil {
+      if layer.state == .open, try pool.catalog.record(of: layer.object) == nil { return false }
+      try pool.load(layer)
+    }
+    invariant(layer.base == nil, "a layer is destaged before what it is over")
     return true
   }
 
-  private func gather(_ entry: IndexEntry, _ disk: VirtualDisk) throws(SpaceWait) {
-    let map = disk.map!
+  private func gather(_ entry: IndexEntry, _ layer: Layer) throws(SpaceWait) {
+    let map = layer.map!
     switch entry.kind {
     case .zero:
       // From the cursor on: what was in front of it has been done, or has been replaced.
       let start = IndexKey(raw: max(entry.key.raw, cursor.raw))
-      visit(disk)
+      visit(layer)
       let next = try map.removeSome(
-        start.block, count: entry.end - start.raw, maxLeaves: 8, released: released(disk))
+        start.block, count: entry.end - start.raw, maxLeaves: 8, released: released(layer))
       let done = next.raw - start.block.raw
-      pool.account(pool.index.remove(from: start, length: done), disk)
+      pool.account(pool.index.remove(from: start, length: done), layer)
       cursor = IndexKey(raw: start.raw + done)
     case .home:
-      visit(disk)
-      try mapLargeWrite(entry, disk, map)
+      visit(layer)
+      try mapLargeWrite(entry, layer, map)
     case .log:
       var item = DestageItem(
         key: entry.key, logBlock: entry.location, checksum: entry.checksum, isNew: false,
@@ -259,33 +328,35 @@ package final class Destager {
       {
         item.target = address
       } else {
-        item.target = try takeHome(disk)
+        item.target = try takeHome(layer)
         item.isNew = true
       }
-      visit(disk)
+      visit(layer)
       batch.items.append(item)
       cursor = IndexKey(raw: entry.end)
     }
   }
 
-  private func visit(_ disk: VirtualDisk) {
-    if visited.last != disk.slot { visited.append(disk.slot) }
+  private func visit(_ layer: Layer) {
+    if visited.last !== layer { visited.append(layer) }
   }
 
-  /// What the map lets go of: free if the disk owned it alone.
-  private func released(_ disk: VirtualDisk) -> (BlockAddress, Int, Instant) -> Void {
+  /// What the map lets go of: free if it was the layer's alone, else the snapshot's.
+  private func released(_ layer: Layer) -> (BlockAddress, Int, Instant) -> Void {
     { [pool] address, count, birth in
-      disk.record!.usedBlocks -= UInt64(count)
-      if birth > disk.map!.tree.branchInstant {
-        disk.record!.exclusiveBlocks -= UInt64(count)
+      layer.usedBlocks -= UInt64(count)
+      if birth > layer.map!.tree.branchInstant || pool.fault == .sharedBlockFreed {
+        layer.exclusiveBlocks -= min(UInt64(count), layer.exclusiveBlocks)
         pool.space.noteReleased(address, count)
+      } else {
+        pool.owed.append((layer, .blocks(first: address, count: count, birth: birth)))
       }
     }
   }
 
   /// A large write is home already: the map takes it over.
   private func mapLargeWrite(
-    _ entry: IndexEntry, _ disk: VirtualDisk, _ map: ExtentMap
+    _ entry: IndexEntry, _ layer: Layer, _ map: ExtentMap
   ) throws(SpaceWait) {
     var checksums = InlineArray<128, UInt32>(repeating: 0)
     checksums[0] = entry.checksum
@@ -299,9 +370,9 @@ package final class Destager {
       count += 1
     }
     try assign(
-      disk, map, entry.key.block, BlockAddress(raw: entry.location), checksums, count: count)
+      layer, map, entry.key.block, BlockAddress(raw: entry.location), checksums, count: count)
     for i in 0..<count {
-      forget(IndexKey(raw: entry.key.raw + UInt64(i)), disk, ifSequence: nil)
+      forget(IndexKey(raw: entry.key.raw + UInt64(i)), layer, ifSequence: nil)
     }
     cursor = IndexKey(raw: entry.key.raw + UInt64(count))
     destagedBlocks += UInt64(count)
@@ -309,47 +380,47 @@ package final class Destager {
   }
 
   private func assign(
-    _ disk: VirtualDisk, _ map: ExtentMap, _ block: BlockIndex, _ address: BlockAddress,
+    _ layer: Layer, _ map: ExtentMap, _ block: BlockIndex, _ address: BlockAddress,
     _ checksums: borrowing InlineArray<128, UInt32>, count: Int
   ) throws(SpaceWait) {
-    let release = released(disk)
+    let release = released(layer)
     try checksums.span.withUnsafeBufferPointer { (all) throws(SpaceWait) in
       try map.assign(
         block, to: address, checksums: UnsafeBufferPointer(rebasing: all[..<count]),
-        birth: pool.nextInstant,
+        birth: pool.fault == .birthOffByOne ? pool.nextInstant + 1 : pool.nextInstant,
         released: release)
     }
-    disk.record!.usedBlocks += UInt64(count)
-    disk.record!.exclusiveBlocks += UInt64(count)
+    layer.usedBlocks += UInt64(count)
+    layer.exclusiveBlocks += UInt64(count)
     pool.space.noteAllocated(address, count)
   }
 
   /// The map names the block's home: the entry has done its work.
-  private func forget(_ key: IndexKey, _ disk: VirtualDisk, ifSequence sequence: FrameSequence?) {
+  private func forget(_ key: IndexKey, _ layer: Layer, ifSequence sequence: FrameSequence?) {
     guard case .covered(let entry, _) = pool.index.lookup(key), entry.kind != .zero,
       sequence == nil || entry.sequence == sequence,
       pool.index.removeBlock(key, ifSequence: entry.sequence)
     else { return }
-    disk.loggedBlocks -= 1
+    layer.loggedBlocks -= 1
     if entry.reserves { pool.reservedBlocks -= 1 }
   }
 
   /// A new home for one block, out of the disk's run.
-  private func takeHome(_ disk: VirtualDisk) throws(SpaceWait) -> BlockAddress {
-    if disk.run == nil {
-      let near = disk.lastHome.map { $0 + 1 }
+  private func takeHome(_ layer: Layer) throws(SpaceWait) -> BlockAddress {
+    if layer.run == nil {
+      let near = layer.lastHome.map { $0 + 1 }
       guard
         let run = try pool.space.allocateRun(
-          near: near, want: disk.runLength, minimum: 1, promised: true)
+          near: near, want: layer.runLength, minimum: 1, promised: true)
       else { throw .noSpace }
-      disk.run = run
-      disk.runLength = min(disk.runLength * 2, 4096)
+      layer.run = run
+      layer.runLength = min(layer.runLength * 2, 4096)
     }
-    let home = disk.run!.address
-    disk.lastHome = home
-    disk.run!.count -= 1
-    disk.run!.address = home + 1
-    if disk.run!.count == 0 { disk.run = nil }
+    let home = layer.run!.address
+    layer.lastHome = home
+    layer.run!.count -= 1
+    layer.run!.address = home + 1
+    if layer.run!.count == 0 { layer.run = nil }
     return home
   }
 
@@ -548,13 +619,13 @@ package final class Destager {
     while mapped < batch.items.count, budget > 0 {
       let group = nextGroup()
       let first = batch.items[mapped]
-      let disk = pool.disks[first.key.slot]!
-      if disk.isDeleted && first.isNew {
-        // Deleted since it was gathered: its index entries are gone, its map will be freed. What
-        // was overwritten in place is mapped all the same: as of the cut, the disk is there.
+      let layer = pool.layers[first.key.slot]!
+      if layer.state == .abandoned && first.isNew {
+        // Deleted or rolled back since it was gathered: its index entries are gone, its map will be
+        // freed. What was overwritten in place is mapped all the same: as of the cut, it is there.
         for i in 0..<group { cancelHome(batch.items[mapped + i]) }
       } else {
-        try map(group, disk)
+        try map(group, layer)
       }
       mapped += group
       budget -= group
@@ -587,21 +658,21 @@ package final class Destager {
     return n
   }
 
-  private func map(_ count: Int, _ disk: VirtualDisk) throws(SpaceWait) {
+  private func map(_ count: Int, _ layer: Layer) throws(SpaceWait) {
     let first = batch.items[mapped]
     var checksums = InlineArray<128, UInt32>(repeating: 0)
     for i in 0..<count { checksums[i] = batch.items[mapped + i].checksum }
     if first.isNew {
-      try assign(disk, disk.map!, first.key.block, first.target, checksums, count: count)
+      try assign(layer, layer.map!, first.key.block, first.target, checksums, count: count)
     } else {
       try checksums.span.withUnsafeBufferPointer { (all) throws(SpaceWait) in
-        try disk.map!.updateChecksums(
+        try layer.map!.updateChecksums(
           first.key.block, UnsafeBufferPointer(rebasing: all[..<count]))
       }
     }
     for i in 0..<count {
       let item = batch.items[mapped + i]
-      forget(item.key, disk, ifSequence: item.sequence)
+      forget(item.key, layer, ifSequence: item.sequence)
     }
   }
 
@@ -611,102 +682,86 @@ package final class Destager {
   /// was deleted behind the cut still is in the catalog as of the cut, and takes part.
   private func finishMaps() throws(SpaceWait) -> Bool {
     var isDirty = false
-    for slot in visited {
-      guard let tree = pool.disks[slot]?.map?.tree, tree.isDirty else { continue }
-      isDirty = true
-      issueNodeWrites(only: tree)
+    for layer in visited {
+      for tree in [layer.map?.tree, layer.dead?.tree] where writeOut(tree) { isDirty = true }
     }
     if isDirty { return false }
-    while let slot = visited.last {
-      if let disk = pool.disks[slot], let tree = disk.map?.tree, let record = disk.record {
-        let nodes = UInt64(Int64(record.metadataBlocks) + 2 * Int64(tree.nodeDelta))
-        disk.record!.map = tree.root
-        try pool.catalog.update(disk.object) {
-          $0.map = tree.root
-          $0.usedBlocks = record.usedBlocks
-          $0.exclusiveBlocks = record.exclusiveBlocks
-          $0.metadataBlocks = nodes
-        }
-        tree.nodeDelta = 0
-        disk.record!.metadataBlocks = nodes
-        if disk.connections == 0, let run = disk.run {
-          pool.space.returnRun(run)
-          disk.run = nil
-        }
-      }
+    while let layer = visited.last {
+      try record(layer)
+      if layer.state != .open || !isConnected(layer) { pool.returnRun(layer) }
       visited.removeLast()
     }
     spillIfNeeded()
-    phase = sweepEnded ? .deleted : .sweep
+    guard sweepEnded else {
+      phase = .sweep
+      return true
+    }
+    if let layer {
+      try finalise(layer)
+      sweepNextLayer()
+    } else {
+      phase = .deleted
+    }
     return true
+  }
+
+  private func isConnected(_ layer: Layer) -> Bool {
+    pool.disks.find(layer.object).map { $0.connections > 0 } ?? false
+  }
+
+  /// Issues writes of a tree's dirty nodes; false when it has none.
+  private func writeOut(_ tree: Tree?) -> Bool {
+    guard let tree, tree.isDirty else { return false }
+    issueNodeWrites(only: tree)
+    return true
+  }
+
+  /// Enters the layer's roots and counters into its object's record.
+  private func record(_ layer: Layer) throws(SpaceWait) {
+    guard let tree = layer.map?.tree else { return }
+    let nodes = UInt64(Int64(layer.metadataBlocks) + 2 * Int64(tree.nodeDelta))
+    try pool.catalog.update(layer.object) {
+      $0.inheritsMap = false
+      $0.map = tree.root
+      $0.branchInstant = tree.branchInstant
+      $0.usedBlocks = layer.usedBlocks
+      $0.exclusiveBlocks = layer.exclusiveBlocks
+      $0.metadataBlocks = nodes
+      $0.deadList = layer.dead?.tree.root ?? .none
+      $0.dead = layer.dead?.counts ?? DeadCounts()
+      $0.parentBranchInstant = layer.parentBranchInstant
+      $0.deadOfParentOnly = layer.deadOfParentOnly
+    }
+    tree.nodeDelta = 0
+    layer.metadataBlocks = nodes
+  }
+
+  /// The dead list of an object, if it is in memory.
+  package func deadList(of object: ObjectID) -> DeadList? {
+    reaper.list(of: object) ?? pool.layer(of: object)?.dead
   }
 
   /// Frees the space of deleted objects, a bounded part of it in each cycle.
   private func freeDeleted() throws(SpaceWait) -> Bool {
-    if isDeletedSuspended { return try suspendDeleted() }
-    for _ in 0..<4 {
-      if deletedTree == nil {
-        guard let object = try pool.catalog.nextDeleted() else {
+    if !reaper.isSaving {
+      for _ in 0..<4 {
+        guard try reaper.advance() else {
           phase = .commit
           return true
         }
-        guard let record = try pool.catalog.treeRecord(of: object) else {
-          try pool.catalog.forget(object)
-          continue
-        }
-        deletedTree = (
-          object,
-          Tree(
-            store: pool.store, kind: .extents, owner: object, root: record.map,
-            branchInstant: record.branchInstant, birth: pool.nextInstant), record
-        )
-      }
-      guard let (object, tree, record) = deletedTree else { break }
-      // Counted as it happens: what was freed before a wait stays freed.
-      let isEmpty = try ExtentMap(tree: tree).pruneSome(maxLeaves: 64) { address, count, birth in
-        deletedTree!.record.usedBlocks -= UInt64(count)
-        pool.catalog.freeingBlocks -= min(UInt64(count), pool.catalog.freeingBlocks)
-        if birth > record.branchInstant {
-          deletedTree!.record.exclusiveBlocks -= UInt64(count)
-          pool.space.noteReleased(address, count)
+        progress += 1
+        if reaper.wantsSave || pool.space.wantsCheckpoint || pool.store.needsSpill {
+          reaper.isSaving = true
+          break
         }
       }
-      progress += 1
-      if isEmpty {
-        let left = deletedTree!.record.metadataBlocks
-        pool.catalog.freeingBlocks -= min(left, pool.catalog.freeingBlocks)
-        try pool.catalog.forget(object)
-        deletedTree = nil
-        pool.paths.hit(.zombieFreed)
-      } else if pool.space.wantsCheckpoint || pool.store.needsSpill {
-        return try suspendDeleted()
-      }
     }
-    return true
-  }
-
-  private var isDeletedSuspended = false
-
-  /// The rest of a deleted object's map waits for the next cycle.
-  private func suspendDeleted() throws(SpaceWait) -> Bool {
-    guard let (object, tree, record) = deletedTree else { return true }
-    if tree.isDirty {
-      issueNodeWrites(only: tree)
-      isDeletedSuspended = true
-      return false
-    }
-    isDeletedSuspended = false
-    let nodes = UInt64(Int64(record.metadataBlocks) + 2 * Int64(tree.nodeDelta))
-    try pool.catalog.update(object) {
-      $0.map = tree.root
-      $0.usedBlocks = record.usedBlocks
-      $0.exclusiveBlocks = record.exclusiveBlocks
-      $0.metadataBlocks = nodes
-    }
-    let freed = record.metadataBlocks - min(nodes, record.metadataBlocks)
-    pool.catalog.freeingBlocks -= min(freed, pool.catalog.freeingBlocks)
-    deletedTree = nil
-    phase = .commit
+    guard reaper.isSaving else { return true }
+    var isDirty = false
+    for tree in reaper.trees where writeOut(tree) { isDirty = true }
+    if isDirty { return false }
+    try reaper.save()
+    if pool.space.wantsCheckpoint || pool.store.needsSpill { phase = .commit }
     return true
   }
 
@@ -846,6 +901,8 @@ package final class Destager {
     root.usedBlocks = UInt64(pool.space.used)
     root.metadataBlocks = UInt64(pool.space.metadata)
     root.disks = pool.catalog.appliedDiskCount
+    root.snapshots = pool.catalog.appliedSnapshotCount
+    root.heldBlocks = pool.catalog.heldBlocks
     root.freeingBlocks = pool.catalog.freeingBlocks
     root.deletedObjects = pool.catalog.deletedObjects
     root.written = wallClock
@@ -886,8 +943,9 @@ package final class Destager {
     pool.store.beginCheckpoint(rootToWrite.checkpoint + 1)
     relocateAll = false
     cycles += 1
-    for slot in 0..<UInt32(pool.disks.slotCount) {
-      if let disk = pool.disks[slot] { pool.unloadIfIdle(disk) }
+    if pool.fault == .birthByCheckpoint { pool.nextInstant += 1 }
+    for place in 0..<pool.disks.placeCount {
+      if let disk = pool.disks.at(place: place) { pool.unloadIfIdle(disk) }
     }
     phase = .idle
     return false

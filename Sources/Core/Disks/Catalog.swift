@@ -40,6 +40,9 @@ package final class Catalog {
     var change = DiskAttributeChange()
     var home: (parent: ObjectID, name: [UInt8])?
     var isDeleted = false
+    /// Snapshots of a disk, or clones of a snapshot, more than the trees count; by the number of the
+    /// record, for those that the trees do not have.
+    var dependents: [(number: UInt64, change: Int)] = []
     var sequence: FrameSequence
   }
 
@@ -47,22 +50,39 @@ package final class Catalog {
   package let names: Tree
   private var nameOverlay: [NameKey: NameOverlay] = [:]
   private var objectOverlay: [ObjectID: ObjectOverlay] = [:]
+  private var batches: [(batch: CloneBatch, sequence: FrameSequence)] = []
   private var pending = RingQueue<StructuralChange>(capacity: 64)
+  /// Records taken and applied since the catalog was opened.
+  private var taken: UInt64 = 0
+  private var applied: UInt64 = 0
+  /// How far the first pending record has been applied, where that takes more than one change.
+  var progress = 0
   /// As of the newest record.
   package private(set) var diskCount: UInt64
+  package private(set) var snapshotCount: UInt64
   package private(set) var nextObject: UInt64
   /// As of the trees.
-  package private(set) var appliedDiskCount: UInt64
-  package private(set) var appliedNextObject: UInt64
-  /// Objects in the trees' deleted list.
-  package private(set) var deletedObjects: UInt64
+  package internal(set) var appliedDiskCount: UInt64
+  package internal(set) var appliedSnapshotCount: UInt64
+  package internal(set) var appliedNextObject: UInt64
+  /// Objects in the trees' list of those being freed.
+  package internal(set) var deletedObjects: UInt64
+  /// Data blocks that only these refer to.
   package var freeingBlocks: UInt64
+  /// The same of deleted snapshots that wait for their children.
+  package var heldBlocks: UInt64
+
+  /// For the simulator's own test.
+  package var fault: PlantedFault?
 
   package init(objects: Tree, names: Tree, root: RootRecord) {
     self.objects = objects
     self.names = names
     diskCount = root.disks
     appliedDiskCount = root.disks
+    snapshotCount = root.snapshots
+    appliedSnapshotCount = root.snapshots
+    heldBlocks = root.heldBlocks
     nextObject = max(root.nextObject, TreeOwner.firstFree)
     appliedNextObject = nextObject
     deletedObjects = root.deletedObjects
@@ -74,9 +94,14 @@ package final class Catalog {
     pending.first().map { $0.sequence <= cut } ?? false
   }
 
-  /// A new object's id.
-  package func takeObjectID() -> ObjectID {
-    defer { nextObject += 1 }
+  /// Whether the trees do not have the structural records of this frame yet.
+  package func isPending(_ sequence: FrameSequence) -> Bool {
+    pending.first().map { $0.sequence <= sequence } ?? false
+  }
+
+  /// A new object's id, or the first of `count`.
+  package func takeObjectID(count: Int = 1) -> ObjectID {
+    defer { nextObject += UInt64(count) }
     return ObjectID(nextObject)
   }
 
@@ -85,6 +110,11 @@ package final class Catalog {
   /// What `name` in directory `parent` leads to.
   package func lookup(_ name: [UInt8], in parent: ObjectID) throws(SpaceWait) -> NameTarget? {
     if let overlay = nameOverlay[NameKey(parent: parent, name: name)] { return overlay.target }
+    for (batch, _) in batches where batch.parent == parent {
+      if let i = batch.index(of: name) {
+        return NameTarget(object: batch.object(i), kind: .disk)
+      }
+    }
     return try entries(parent, NameEntry.hash(name)).first { $0.name == name }
       .map { NameTarget(object: $0.object, kind: $0.kind) }
   }
@@ -125,15 +155,41 @@ package final class Catalog {
     var record: ObjectRecord
     if let stored = try treeRecord(of: object) {
       record = stored
-    } else if let created = overlay?.created {
+    } else if let created = created(object) {
       record = created
     } else {
       return nil
     }
     guard let overlay else { return record }
+    for (number, change) in overlay.dependents where number > applied {
+      record.dependents = UInt32(clamping: Int64(record.dependents) + Int64(change))
+    }
     if let size = overlay.size { record.size = size }
     Self.apply(overlay.change, to: &record)
     if let home = overlay.home { (record.parent, record.name) = (home.parent, home.name) }
+    return record
+  }
+
+  /// What an object was made as that the trees do not have yet.
+  package func created(_ object: ObjectID) -> ObjectRecord? {
+    if let created = objectOverlay[object]?.created { return created }
+    for (batch, _) in batches {
+      if let i = batch.index(of: object) { return Self.created(i, in: batch) }
+    }
+    return nil
+  }
+
+  /// A clone as it is made.
+  static func created(_ i: Int, in batch: CloneBatch) -> ObjectRecord {
+    var record = ObjectRecord()
+    record.mode = batch.mode
+    record.size = batch.size
+    record.setTimes(batch.time)
+    record.origin = batch.snapshot
+    record.parentSnapshot = batch.snapshot
+    record.inheritsMap = true
+    record.parent = batch.parent
+    record.name = batch.name(i)
     return record
   }
 
@@ -144,8 +200,14 @@ package final class Catalog {
     return record
   }
 
-  /// The full name of an object by its first name, `/` between segments; "?" for what is damaged.
+  /// The full name of an object by its first name, `/` between segments; DISK@SNAP for a snapshot.
   package func path(of record: ObjectRecord) throws(SpaceWait) -> String {
+    if record.kind == .snapshot {
+      guard let disk = try self.record(of: record.parent) else {
+        return "?@" + NameRules.printable(record.name)
+      }
+      return try path(of: disk) + "@" + NameRules.printable(record.name)
+    }
     var segments = [record.name]
     var parent = record.parent
     while parent != .root, segments.count < 64 {
@@ -156,28 +218,47 @@ package final class Catalog {
     return segments.reversed().map(NameRules.printable).joined(separator: "/")
   }
 
-  /// The names of the datastore behind `cursor` (a names-tree key), a page at a time: what the
-  /// tree has and the overlay does not contradict. `overlayDisks` has the others.
-  package func page(after cursor: TreeKey?, limit: Int) throws(SpaceWait)
-    -> (targets: [NameTarget], next: TreeKey?)
-  {
+  /// The names behind `cursor` (a names-tree key), a page at a time, of one directory (or disk, whose
+  /// names are its snapshots) or of all: what the tree has and the overlay does not contradict.
+  /// `overlayTargets` has the others.
+  package func page(
+    after cursor: TreeKey?, of directory: ObjectID? = nil, limit: Int
+  ) throws(SpaceWait) -> (targets: [NameTarget], next: TreeKey?) {
     var targets: [NameTarget] = []
-    var key = cursor ?? TreeKey(hi: 1, lo: 0)
+    var key = cursor ?? TreeKey(hi: directory?.raw ?? 1, lo: 0)
     while targets.count < limit {
       guard let item = try names.ceiling(key) else { return (targets, nil) }
+      if let directory, item.key.hi != directory.raw { return (targets, nil) }
       guard let entries = NameEntry.decode(item.value.bytes) else { throw .damaged(names.root) }
+      // Without names it is the first of a snapshot's children.
+      key = entries.isEmpty ? TreeKey(hi: item.key.hi + 1, lo: 0) : item.key.successor
       for entry in entries
-      where nameOverlay[NameKey(parent: ObjectID(item.key.hi), name: entry.name)] == nil {
+      where !isOverlaid(NameKey(parent: ObjectID(item.key.hi), name: entry.name)) {
         targets.append(NameTarget(object: entry.object, kind: entry.kind))
       }
-      key = item.key.successor
     }
     return (targets, key)
   }
 
-  /// Names that only the overlay knows, in the order of object ids.
-  package func overlayTargets() -> [NameTarget] {
-    nameOverlay.values.compactMap(\.target).sorted { $0.object < $1.object }
+  private func isOverlaid(_ key: NameKey) -> Bool {
+    nameOverlay[key] != nil
+      || batches.contains { $0.batch.parent == key.parent && $0.batch.index(of: key.name) != nil }
+  }
+
+  /// Names that only the overlay knows, of one directory (or disk) or of all, in the order of object
+  /// ids.
+  package func overlayTargets(of directory: ObjectID? = nil) -> [NameTarget] {
+    var targets: [NameTarget] = []
+    for (key, overlay) in nameOverlay where directory == nil || key.parent == directory {
+      if let target = overlay.target { targets.append(target) }
+    }
+    for (batch, _) in batches where directory == nil || batch.parent == directory {
+      for i in 0..<batch.count
+      where nameOverlay[NameKey(parent: batch.parent, name: batch.name(i))] == nil {
+        targets.append(NameTarget(object: batch.object(i), kind: .disk))
+      }
+    }
+    return targets.sorted { $0.object < $1.object }
   }
 
   // MARK: Changes as frames count
@@ -185,29 +266,27 @@ package final class Catalog {
   /// Takes a structural record whose frame counts into the overlay.
   package func take(_ record: LogRecord, sequence: FrameSequence) {
     pending.push(StructuralChange(sequence: sequence, record: record))
+    taken += 1
     switch record {
-    case .create(let object, let parent, let kind, let mode, let size, let time, let name):
-      var created = ObjectRecord()
-      created.kind = kind
-      created.mode = mode
-      created.size = size
-      created.created = time
-      created.modified = time
-      created.changed = time
-      created.accessed = time
-      created.parent = parent
-      created.name = name
-      objectOverlay[object] = ObjectOverlay(created: created, sequence: sequence)
+    case .create(let object, let parent, let kind, _, _, _, let name):
+      objectOverlay[object] = ObjectOverlay(created: Self.created(by: record), sequence: sequence)
       setName(parent, name, NameTarget(object: object, kind: kind), sequence)
       nextObject = max(nextObject, object.raw + 1)
       if kind == .disk { diskCount += 1 }
-    case .remove(let object, _, let parent, _, let name):
+    case .remove(let object, let kind, let parent, let snapshots, let origin, let name):
       change(object, sequence) { $0.isDeleted = true }
       setName(parent, name, nil, sequence)
-      if diskCount > 0 { diskCount -= 1 }
-    case .rename(let object, _, let parent, let name, let newParent, let newName):
+      if kind == .snapshot {
+        snapshotCount -= min(snapshotCount, 1)
+        addDependents(of: parent, -1, sequence)
+      } else {
+        diskCount -= min(diskCount, 1)
+        snapshotCount -= min(snapshotCount, UInt64(snapshots))
+        if origin.raw != 0 { addDependents(of: origin, -1, sequence) }
+      }
+    case .rename(let object, let kind, let parent, let name, let newParent, let newName):
       setName(parent, name, nil, sequence)
-      setName(newParent, newName, NameTarget(object: object, kind: .disk), sequence)
+      setName(newParent, newName, NameTarget(object: object, kind: kind), sequence)
       change(object, sequence) { $0.home = (newParent, newName) }
     case .resize(let object, let size):
       change(object, sequence) { $0.size = size }
@@ -216,10 +295,51 @@ package final class Catalog {
         if let durability = what.durability { overlay.change.durability = durability }
         if let readOnly = what.readOnly { overlay.change.readOnly = readOnly }
         if let comment = what.comment { overlay.change.comment = comment }
+        if let held = what.held { overlay.change.held = held }
       }
-    case .snapshot, .clone, .rollback: break
+    case .snapshot(let object, let disk, _, _, _, let name):
+      objectOverlay[object] = ObjectOverlay(created: Self.created(by: record), sequence: sequence)
+      setName(disk, name, NameTarget(object: object, kind: .snapshot), sequence)
+      addDependents(of: disk, 1, sequence)
+      nextObject = max(nextObject, object.raw + 1)
+      snapshotCount += 1
+    case .clone(let batch):
+      batches.append((batch, sequence))
+      addDependents(of: batch.snapshot, batch.count, sequence)
+      nextObject = max(nextObject, batch.first.raw + UInt64(batch.count))
+      diskCount += UInt64(batch.count)
+    case .rollback(let disk, _, let former, let size, _):
+      change(disk, sequence) { $0.size = size }
+      nextObject = max(nextObject, former.raw + 1)
     case .data, .zero, .extent: invariantBroken("a data record in the catalog")
     }
+  }
+
+  /// What a create or snapshot record makes.
+  private static func created(by record: LogRecord) -> ObjectRecord {
+    var created = ObjectRecord()
+    switch record {
+    case .create(_, let parent, let kind, let mode, let size, let time, let name):
+      created.kind = kind
+      created.mode = mode
+      created.size = size
+      created.setTimes(time)
+      created.parent = parent
+      created.name = name
+    case .snapshot(_, let disk, let group, let time, let size, let name):
+      created.kind = .snapshot
+      created.size = size
+      created.setTimes(time)
+      created.parent = disk
+      created.group = group
+      created.name = name
+    default: invariantBroken("a record that makes nothing")
+    }
+    return created
+  }
+
+  private func addDependents(of object: ObjectID, _ n: Int, _ sequence: FrameSequence) {
+    change(object, sequence) { $0.dependents.append((taken, n)) }
   }
 
   private func setName(
@@ -242,61 +362,96 @@ package final class Catalog {
     if let durability = change.durability { record.durability = durability }
     if let readOnly = change.readOnly { record.readOnly = readOnly }
     if let comment = change.comment { record.comment = Array(comment.utf8) }
+    if let held = change.held { record.isHeld = held }
   }
 
   // MARK: Changes as the cycle applies them
 
-  /// Applies the oldest pending record, if it is within the cut, to the trees. Repeatable: after a
-  /// wait it is called again and changes the same things. Returns false when there is none left.
-  package func applyNext(upTo cut: FrameSequence) throws(SpaceWait) -> Bool {
+  /// Goes on with the oldest pending record, if it is within the cut, and tells it to `applied` once
+  /// the trees have it. After a wait it is called again. Returns false when there is none left.
+  package func applyNext(
+    upTo cut: FrameSequence, applied: (LogRecord) -> Void
+  ) throws(SpaceWait) -> Bool {
     guard let next = pending.first(), next.sequence <= cut else { return false }
-    switch next.record {
-    case .create(let object, let parent, let kind, let mode, let size, let time, let name):
-      var record = ObjectRecord()
-      record.kind = kind
-      record.mode = mode
-      record.size = size
-      record.created = time
-      record.modified = time
-      record.changed = time
-      record.accessed = time
-      record.parent = parent
-      record.name = name
-      try put(record, of: object)
+    guard try apply(next.record) else { return true }
+    progress = 0
+    self.applied += 1
+    _ = pending.pop()
+    applied(next.record)
+    return true
+  }
+
+  /// Makes some of a record's changes; true when all are made. A change that waits has changed
+  /// nothing, and those before it are repeatable or counted in `progress`.
+  private func apply(_ record: LogRecord) throws(SpaceWait) -> Bool {
+    switch record {
+    case .create(let object, let parent, let kind, _, _, _, let name):
+      try put(Self.created(by: record), of: object)
       try addName(parent, NameEntry(object: object, kind: kind, name: name))
       appliedNextObject = max(appliedNextObject, object.raw + 1)
       if kind == .disk { appliedDiskCount += 1 }
-    case .remove(let object, _, let parent, _, let name):
-      // The name goes last: where it is gone already, this was applied before the wait.
-      let held = try treeRecord(of: object).map { $0.usedBlocks + $0.metadataBlocks } ?? 0
-      try names.store(TreeKey(hi: 0, lo: object.raw), [])
-      if try removeName(parent, name) {
-        deletedObjects += 1
-        if appliedDiskCount > 0 { appliedDiskCount -= 1 }
-        freeingBlocks += held
+    case .remove(let object, let kind, let parent, let snapshots, let origin, let name):
+      if kind == .snapshot {
+        try removeSnapshot(object, of: parent, name)
+      } else {
+        try removeDisk(object, in: parent, name, snapshots: snapshots, origin: origin)
       }
-    case .rename(let object, _, let parent, let name, let newParent, let newName):
+    case .rename(let object, let kind, let parent, let name, let newParent, let newName):
       if var record = try treeRecord(of: object) {
         (record.parent, record.name) = (newParent, newName)
         try put(record, of: object)
       }
-      try addName(newParent, NameEntry(object: object, kind: .disk, name: newName))
+      try addName(newParent, NameEntry(object: object, kind: kind, name: newName))
       _ = try removeName(parent, name)
     case .resize(let object, let size):
       try update(object) { $0.size = size }
     case .change(let object, let change):
       try update(object) { Self.apply(change, to: &$0) }
-    case .snapshot, .clone, .rollback: break
+    case .snapshot(let object, let disk, _, _, _, _):
+      try mark(disk, Self.created(by: record), object)
+    case .clone(let batch): return try addClones(batch)
+    case .rollback(let disk, let snapshot, let former, let size, let time):
+      try rollBack(disk, to: snapshot, former: former, size: size, time: time)
     case .data, .zero, .extent: invariantBroken("a data record in the catalog")
     }
-    _ = pending.pop()
     return true
+  }
+
+  private func removeDisk(
+    _ object: ObjectID, in parent: ObjectID, _ name: [UInt8], snapshots: UInt32, origin: ObjectID
+  ) throws(SpaceWait) {
+    if progress == 0 {
+      let record = try treeRecord(of: object)
+      _ = try removeName(parent, name)
+      try startFreeing(object, record)
+      progress = 1
+    }
+    // Last, because what is shown counts the trees' number and the records that are not applied.
+    if origin.raw != 0 { try update(origin) { $0.dependents -= min($0.dependents, 1) } }
+    appliedDiskCount -= min(appliedDiskCount, 1)
+    appliedSnapshotCount -= min(appliedSnapshotCount, UInt64(snapshots))
+  }
+
+  private func removeSnapshot(
+    _ object: ObjectID, of disk: ObjectID, _ name: [UInt8]
+  ) throws(SpaceWait) {
+    if progress == 0 {
+      _ = try removeName(disk, name)
+      try removeUnnamed(object)
+      progress = 1
+    }
+    try update(disk) { $0.dependents -= min($0.dependents, 1) }
+    appliedSnapshotCount -= min(appliedSnapshotCount, 1)
   }
 
   /// Drops the part of the overlay that the trees have now.
   package func dropOverlay(upTo cut: FrameSequence) {
     nameOverlay = nameOverlay.filter { $0.value.sequence > cut }
     objectOverlay = objectOverlay.filter { $0.value.sequence > cut }
+    for object in objectOverlay.keys {
+      objectOverlay[object]!.dependents.removeAll { $0.number <= applied }
+    }
+    batches.removeAll { $0.sequence <= cut }
   }
 
   /// Enters a volume into the objects tree unless it is there.
@@ -321,7 +476,7 @@ package final class Catalog {
     try put(record, of: object)
   }
 
-  private func addName(_ parent: ObjectID, _ entry: NameEntry) throws(SpaceWait) {
+  func addName(_ parent: ObjectID, _ entry: NameEntry) throws(SpaceWait) {
     let hash = NameEntry.hash(entry.name)
     var list = try entries(parent, hash).filter { $0.name != entry.name }
     list.append(entry)
@@ -329,7 +484,7 @@ package final class Catalog {
   }
 
   /// Whether the name was there.
-  private func removeName(_ parent: ObjectID, _ name: [UInt8]) throws(SpaceWait) -> Bool {
+  func removeName(_ parent: ObjectID, _ name: [UInt8]) throws(SpaceWait) -> Bool {
     let hash = NameEntry.hash(name)
     let old = try entries(parent, hash)
     let list = old.filter { $0.name != name }
@@ -341,21 +496,6 @@ package final class Catalog {
       try names.store(key, NameEntry.encode(list))
     }
     return true
-  }
-
-  // MARK: Deleted objects
-
-  /// The next deleted object whose space is to be freed.
-  package func nextDeleted() throws(SpaceWait) -> ObjectID? {
-    guard let item = try names.ceiling(TreeKey(hi: 0, lo: 0)), item.key.hi == 0 else { return nil }
-    return ObjectID(item.key.lo)
-  }
-
-  /// The deleted object holds nothing any more.
-  package func forget(_ object: ObjectID) throws(SpaceWait) {
-    _ = try objects.remove(TreeKey(hi: object.raw, lo: 0))
-    _ = try names.remove(TreeKey(hi: 0, lo: object.raw))
-    deletedObjects -= 1
   }
 }
 

@@ -1,27 +1,19 @@
-/// The disks that are in memory, by slot, by place and by object. A slot's number is part of the log
-/// index's keys, so whoever has it keeps it while anything is logged under it. A place is what
-/// clients' handles name; it belongs to the disk whatever becomes of its slot.
+/// The disks and snapshots that are in memory, by place and by object. A place is what clients'
+/// handles name.
 package final class DiskTable {
-  private var slots: [VirtualDisk?] = []
-  private var free: [UInt32] = []
   private var places: [VirtualDisk?] = []
   private var generations: [UInt32] = []
   private var freePlaces: [UInt32] = []
-  private var byObject: [ObjectID: UInt32] = [:]
+  private var byObject: [ObjectID: VirtualDisk] = [:]
 
   package init() {}
 
   package var count: Int { byObject.count }
-  package var slotCount: Int { slots.count }
+  /// Places run from 0 to below this number.
+  package var placeCount: Int { places.count }
+  package func at(place: Int) -> VirtualDisk? { places[place] }
 
-  @inline(__always)
-  package subscript(slot: UInt32) -> VirtualDisk? {
-    Int(slot) < slots.count ? slots[Int(slot)] : nil
-  }
-
-  package func find(_ object: ObjectID) -> VirtualDisk? {
-    byObject[object].flatMap { self[$0] }
-  }
+  package func find(_ object: ObjectID) -> VirtualDisk? { byObject[object] }
 
   /// The disk of a handle, if the handle is still valid.
   @inline(__always)
@@ -38,16 +30,8 @@ package final class DiskTable {
     Int(handle.place) < places.count ? places[Int(handle.place)] : nil
   }
 
-  package func findOrAdd(_ object: ObjectID) -> VirtualDisk {
-    if let disk = find(object) { return disk }
-    let slot: UInt32
-    if let reused = free.popLast() {
-      slot = reused
-    } else {
-      slot = UInt32(slots.count)
-      invariant(slot < IndexKey.maximumSlots, "more disks in memory than slots")
-      slots.append(nil)
-    }
+  /// Enters an object that is not in memory.
+  package func add(_ object: ObjectID, layer: Layer) -> VirtualDisk {
     let place = freePlaces.popLast() ?? UInt32(places.count)
     if Int(place) == places.count {
       places.append(nil)
@@ -55,26 +39,18 @@ package final class DiskTable {
     }
     generations[Int(place)] &+= 1
     let disk = VirtualDisk(
-      slot: slot, place: place, object: object, handleGeneration: generations[Int(place)])
-    slots[Int(slot)] = disk
+      place: place, object: object, handleGeneration: generations[Int(place)], layer: layer)
     places[Int(place)] = disk
-    byObject[object] = slot
+    byObject[object] = disk
     return disk
   }
 
   /// Forgets a disk that nothing refers to any more.
   package func remove(_ disk: VirtualDisk) {
-    invariant(self[disk.slot] === disk, "a disk is removed twice")
-    slots[Int(disk.slot)] = nil
+    invariant(holder(of: disk.handle) === disk, "a disk is removed twice")
     places[Int(disk.place)] = nil
     generations[Int(disk.place)] = max(generations[Int(disk.place)], disk.handleGeneration)
     byObject[disk.object] = nil
-    free.append(disk.slot)
     freePlaces.append(disk.place)
-  }
-
-  /// The object has a new identity in memory: what was deleted keeps its slot until it is empty.
-  package func detach(_ disk: VirtualDisk) {
-    if byObject[disk.object] == disk.slot { byObject[disk.object] = nil }
   }
 }

@@ -40,6 +40,11 @@ package final class Pool {
   package let store: NodeStore
   package let space: SpaceMap
   package let disks = DiskTable()
+  package var layers = LayerTable()
+  /// Layers that marks have ended and no cycle has taken in, in the order of the marks.
+  package var frozen: [Layer] = []
+  /// What maps have let go of and a snapshot refers to: on its way to the dead lists of the layers.
+  package var owed: [(layer: Layer, entry: DeadEntry)] = []
   /// Set when recovery has read the root.
   package private(set) var catalog: Catalog!
   package private(set) var spaceTree: Tree!
@@ -77,54 +82,134 @@ package final class Pool {
       objects: Tree(store: store, kind: .objects, owner: TreeOwner.objects, root: root.objects),
       names: Tree(store: store, kind: .names, owner: TreeOwner.names, root: root.names),
       root: root)
+    catalog.fault = fault
     space.attach(spaceTree)
   }
 
-  /// Makes the disk's record and map available.
+  // MARK: Disks and layers
+
+  /// The disk or snapshot in memory; its record is not loaded yet when it is new there.
+  package func disk(_ object: ObjectID) -> VirtualDisk {
+    disks.find(object) ?? disks.add(object, layer: layers.add(object))
+  }
+
+  /// Makes the disk's record and content available.
   package func load(_ disk: VirtualDisk) throws(SpaceWait) {
-    guard !disk.isLoaded else { return }
-    guard let live = try catalog.record(of: disk.object) else { throw .damaged(.none) }
-    let stored = try catalog.treeRecord(of: disk.object)
-    disk.name = try catalog.path(of: live)
-    disk.record = live
-    disk.map = ExtentMap(
+    if disk.record == nil {
+      guard let live = try catalog.record(of: disk.object) else { throw .damaged(.none) }
+      disk.name = try catalog.path(of: live)
+      disk.record = live
+    }
+    try load(disk.layer)
+  }
+
+  /// Finds the layer's base, or opens its map once there is none. Nothing to do while it has a base
+  /// that is not final.
+  package func load(_ layer: Layer) throws(SpaceWait) {
+    if let base = layer.base {
+      guard base.state == .final else { return }
+      layer.base = nil
+    }
+    guard layer.map == nil else { return }
+    if let branch = layer.branch {
+      if catalog.isPending(branch.sequence) { return try inherit(layer, from: branch.snapshot) }
+      layer.branch = nil
+    }
+    // An object that the trees do not have is what it was made as.
+    let stored = try catalog.treeRecord(of: layer.object)
+    guard let record = stored ?? catalog.created(layer.object) else { throw .damaged(.none) }
+    if record.inheritsMap { return try inherit(layer, from: record.parentSnapshot) }
+    open(layer, record, branchInstant: record.branchInstant)
+    layer.exclusiveBlocks = record.exclusiveBlocks
+    layer.parentBranchInstant = record.parentBranchInstant
+    layer.deadOfParentOnly = record.deadOfParentOnly
+    if !record.deadList.isNone { openDeadList(layer, record.deadList, record.dead) }
+  }
+
+  /// The layer starts as what the snapshot is.
+  private func inherit(_ layer: Layer, from snapshot: ObjectID) throws(SpaceWait) {
+    if let below = disks.find(snapshot)?.layer, below.state == .frozen {
+      layer.base = below
+      return
+    }
+    guard let record = try catalog.treeRecord(of: snapshot), record.instant > 0 else {
+      throw .damaged(.none)
+    }
+    open(layer, record, branchInstant: record.instant)
+    layer.exclusiveBlocks = 0
+    layer.parentBranchInstant = record.branchInstant
+    layer.deadOfParentOnly = 0
+  }
+
+  private func open(_ layer: Layer, _ record: ObjectRecord, branchInstant: Instant) {
+    let tree = Tree(
+      store: store, kind: .extents, owner: layer.object, root: record.map,
+      branchInstant: branchInstant, birth: nextInstant)
+    tree.sharedRelease = { [unowned self, unowned layer] node in
+      owed.append((layer, .node(first: node.first, second: node.second, birth: node.birth)))
+    }
+    layer.map = ExtentMap(tree: tree)
+    layer.usedBlocks = record.usedBlocks
+    layer.metadataBlocks = record.metadataBlocks
+  }
+
+  package func openDeadList(_ layer: Layer, _ root: NodePointer, _ counts: DeadCounts) {
+    layer.dead = DeadList(
       tree: Tree(
-        store: store, kind: .extents, owner: disk.object,
-        root: stored?.map ?? .none, branchInstant: live.branchInstant, birth: nextInstant))
+        store: store, kind: .deadList, owner: layer.object, root: root, birth: nextInstant),
+      counts: counts)
+  }
+
+  /// The layer in memory whose map is kept in the object's record as of what the trees have.
+  package func layer(of object: ObjectID) -> Layer? {
+    if let ended = frozen.first(where: { $0.object == object }) { return ended }
+    guard let layer = disks.find(object)?.layer, layer.object == object else { return nil }
+    return layer
   }
 
   /// Puts an entry into the index and keeps the counts that hang on it.
   @inline(__always)
-  package func insert(_ entry: IndexEntry, disk: VirtualDisk) {
+  package func insert(_ entry: IndexEntry, _ layer: Layer) {
     let displaced = index.insert(entry)
-    if entry.kind != .zero { disk.loggedBlocks += 1 }
-    account(displaced, disk)
+    if entry.kind != .zero { layer.loggedBlocks += 1 }
+    account(displaced, layer)
   }
 
   @inline(__always)
-  package func account(_ displaced: IndexDisplaced, _ disk: VirtualDisk) {
-    disk.loggedBlocks -= displaced.blocks
+  package func account(_ displaced: IndexDisplaced, _ layer: Layer) {
+    layer.loggedBlocks -= displaced.blocks
     reservedBlocks -= displaced.reserved
     if displaced.blocks > 0 { paths.hit(.absorbedRewrite) }
     invariant(
-      disk.loggedBlocks >= 0 && reservedBlocks >= 0, "more blocks left the log than entered it")
+      layer.loggedBlocks >= 0 && reservedBlocks >= 0, "more blocks left the log than entered it")
   }
 
-  /// Gives up what the disk holds of the log index.
-  package func dropLogged(_ disk: VirtualDisk) {
-    account(
-      index.remove(
-        from: IndexKey(slot: disk.slot, block: BlockIndex(0)), length: BlockIndex.limit), disk)
+  /// Gives up what the log index holds of the layer, and its run.
+  package func dropLogged(_ layer: Layer) {
+    returnRun(layer)
+    account(index.remove(from: layer.firstKey, length: BlockIndex.limit), layer)
   }
 
-  /// Forgets a disk that is idle: not connected, nothing logged, no request.
+  package func returnRun(_ layer: Layer) {
+    if let run = layer.run { space.returnRun(run) }
+    layer.run = nil
+  }
+
+  /// Whether the log index holds nothing of the layer.
+  package func isDrained(_ layer: Layer) -> Bool {
+    layer.loggedBlocks == 0 && index.next(from: layer.firstKey)?.key.slot != layer.slot
+  }
+
+  /// Forgets a disk that is idle: not connected, nothing logged, no request, no mark that the trees
+  /// do not have. At the end of a cycle, when its map is written.
   package func unloadIfIdle(_ disk: VirtualDisk) {
-    guard disk.connections == 0, disk.requests == 0, disk.loggedBlocks == 0,
-      disks[disk.slot] === disk,
-      index.next(from: IndexKey(slot: disk.slot, block: BlockIndex(0)))?.key.slot != disk.slot
+    let layer = disk.layer
+    guard disk.connections == 0, disk.requests == 0, layer.state != .frozen, isDrained(layer),
+      layer.base.map({ $0.state == .final }) ?? true,
+      !(layer.branch.map { catalog.isPending($0.sequence) } ?? false)
     else { return }
-    if let run = disk.run { space.returnRun(run) }
-    disk.run = nil
+    returnRun(disk.layer)
+    layers.remove(disk.layer)
     disks.remove(disk)
   }
 }

@@ -51,7 +51,7 @@ package final class Engine: BlockEngine {
   /// The epoch could not be opened in recovery because the log was full.
   var wasOpenedLate = false
   /// Listings under way: where they go on, and what they began with out of the overlay.
-  var listCursors: [(id: UInt64, key: TreeKey, listed: Set<ObjectID>)] = []
+  var listCursors: [ListCursor] = []
   var nextListCursor: UInt64 = 1
 
   // Time.
@@ -243,23 +243,23 @@ package final class Engine: BlockEngine {
     while let record = cursor.next() {
       switch record {
       case .data(let object, _, let block, let count, let payload, let checksums):
-        guard let disk = liveDisk(object) else { continue }
+        guard let layer = liveLayer(object) else { continue }
         for i in 0..<count {
           pool.insert(
             IndexEntry(
-              key: IndexKey(slot: disk.slot, block: block + UInt64(i)),
+              key: IndexKey(slot: layer.slot, block: block + UInt64(i)),
               location: payloadBlock + UInt64(payload) + UInt64(i), checksum: checksums.u32(4 * i),
-              kind: .log, reserves: true, sequence: sequence), disk: disk)
+              kind: .log, reserves: true, sequence: sequence), layer)
         }
         pool.reservedBlocks += count
       case .zero(let object, _, let block, let count):
-        guard let disk = liveDisk(object) else { continue }
+        guard let layer = liveLayer(object) else { continue }
         pool.insert(
           IndexEntry(
-            key: IndexKey(slot: disk.slot, block: block), location: count, checksum: 0,
-            kind: .zero, reserves: false, sequence: sequence), disk: disk)
+            key: IndexKey(slot: layer.slot, block: block), location: count, checksum: 0,
+            kind: .zero, reserves: false, sequence: sequence), layer)
       case .extent(let object, _, let block, let count, let address, let checksums):
-        guard let disk = liveDisk(object) else {
+        guard let layer = liveLayer(object) else {
           dropHome(address, count)
           continue
         }
@@ -267,9 +267,9 @@ package final class Engine: BlockEngine {
         for i in 0..<count {
           pool.insert(
             IndexEntry(
-              key: IndexKey(slot: disk.slot, block: block + UInt64(i)),
+              key: IndexKey(slot: layer.slot, block: block + UInt64(i)),
               location: address.raw + UInt64(i), checksum: checksums.u32(4 * i), kind: .home,
-              reserves: false, sequence: sequence), disk: disk)
+              reserves: false, sequence: sequence), layer)
         }
       default:
         applyStructural(record, sequence: sequence)
@@ -278,10 +278,10 @@ package final class Engine: BlockEngine {
     return cursor.isAtEnd
   }
 
-  /// The disk that a record is for; nil when it was deleted.
-  private func liveDisk(_ object: ObjectID) -> VirtualDisk? {
-    let disk = pool.disks.findOrAdd(object)
-    return disk.isDeleted ? nil : disk
+  /// The layer that a record is for; nil when the disk was deleted.
+  private func liveLayer(_ object: ObjectID) -> Layer? {
+    let disk = pool.disk(object)
+    return disk.isDeleted ? nil : disk.layer
   }
 
   private func dropHome(_ address: BlockAddress, _ count: Int) {
@@ -309,24 +309,29 @@ package final class Engine: BlockEngine {
 
   private func applyStructural(_ record: LogRecord, sequence: FrameSequence) {
     pool.catalog.take(record, sequence: sequence)
+    if pool.fault == .markOutOfOrder, let late = lateMark {
+      lateMark = nil
+      freeze(pool.disk(late.disk), as: late.snapshot, sequence)
+    }
     switch record {
-    case .remove(let object, _, _, _, _):
-      let disk = pool.disks.findOrAdd(object)
-      disk.isDeleted = true
-      if let run = disk.run { pool.space.returnRun(run) }
-      disk.run = nil
-      disk.handleGeneration &+= 1
-      pool.dropLogged(disk)
+    case .remove(let object, let kind, _, let snapshots, _, _):
+      let disk = pool.disk(object)
+      close(disk)
+      if kind == .disk {
+        if snapshots > 0 { closeSnapshots(of: object) }
+        pool.dropLogged(disk.layer)
+        disk.layer.state = .abandoned
+      }
     case .resize(let object, let size):
-      let disk = pool.disks.findOrAdd(object)
+      let disk = pool.disk(object)
       disk.record?.size = size
       let end = roundUp(size, to: 4096) >> blockShift
       if end < BlockIndex.limit {
         pool.insert(
           IndexEntry(
-            key: IndexKey(slot: disk.slot, block: BlockIndex(end)),
+            key: IndexKey(slot: disk.layer.slot, block: BlockIndex(end)),
             location: BlockIndex.limit - end, checksum: 0, kind: .zero, reserves: false,
-            sequence: sequence), disk: disk)
+            sequence: sequence), disk.layer)
       }
     case .change(let object, let change):
       if let disk = pool.disks.find(object), disk.record != nil {
@@ -337,8 +342,64 @@ package final class Engine: BlockEngine {
         disk.record?.parent = parent
         disk.record?.name = name
       }
+    case .snapshot(let snapshot, let disk, _, _, _, _):
+      if pool.fault == .markOutOfOrder {
+        lateMark = (snapshot, disk)
+      } else {
+        freeze(pool.disk(disk), as: snapshot, sequence)
+      }
+    case .rollback(let object, let snapshot, _, let size, _):
+      rollBack(pool.disk(object), to: snapshot, size: size, sequence)
     default: break
     }
+  }
+
+  /// A mark that a planted fault makes count with the next structural record only.
+  private var lateMark: (snapshot: ObjectID, disk: ObjectID)?
+
+  /// Clients' handles of the disk work no more.
+  private func close(_ disk: VirtualDisk) {
+    disk.isDeleted = true
+    disk.handleGeneration &+= 1
+  }
+
+  private func closeSnapshots(of object: ObjectID) {
+    for place in 0..<pool.disks.placeCount {
+      if let disk = pool.disks.at(place: place), disk.isSnapshot, disk.record?.parent == object {
+        close(disk)
+      }
+    }
+  }
+
+  /// A mark: the disk's layer is the snapshot's from here on, and the disk has an empty one over it.
+  private func freeze(_ disk: VirtualDisk, as snapshot: ObjectID, _ sequence: FrameSequence) {
+    let frozen = disk.layer
+    frozen.state = .frozen
+    frozen.mark = sequence
+    pool.frozen.append(frozen)
+    _ = pool.disks.add(snapshot, layer: frozen)
+    let layer = pool.layers.add(disk.object)
+    layer.base = frozen
+    (layer.lastHome, layer.runLength) = (frozen.lastHome, frozen.runLength)
+    disk.layer = layer
+  }
+
+  /// The disk starts anew from the snapshot; what the log holds of what it was is void.
+  private func rollBack(
+    _ disk: VirtualDisk, to snapshot: ObjectID, size: UInt64, _ sequence: FrameSequence
+  ) {
+    pool.paths.hit(.rolledBack)
+    let former = disk.layer
+    pool.dropLogged(former)
+    former.state = .abandoned
+    former.mark = sequence
+    pool.frozen.append(former)
+    disk.layer = pool.layers.add(disk.object)
+    disk.layer.branch = (snapshot, sequence)
+    disk.record?.size = size
+    disk.streams = disk.streams.map { _ in ReadStream() }
+    disk.isPaused = false
+    loadEnded = true
   }
 
   // MARK: A broken log (R7)
@@ -513,8 +574,12 @@ package final class Engine: BlockEngine {
     fill >= 400 || flushGoals > 0 || !spaceWaiters.isEmpty
       || pool.catalog.pendingCount >= Catalog.overlayLimit / 2
       || pool.catalog.deletedObjects > 0 || pool.log.freeSegments < 4
+      || pool.frozen.count >= Self.manyFrozen
       || now >= lastWrite + Self.idleDestageDelay || epochs.count > 64
   }
+
+  /// Frozen layers from which on a cycle starts, so that reads have few to look in.
+  private static let manyFrozen = 16
 
   private func cycleEnded() {
     pruneEpochs()
@@ -680,6 +745,17 @@ package final class Engine: BlockEngine {
         BlockCompletion(token: done.request.token, status: status, count: count))
     }
   }
+}
+
+/// Where a listing goes on.
+struct ListCursor {
+  var id: UInt64
+  /// Of the names tree; nil behind its end.
+  var key: TreeKey?
+  /// What was found and has not been told, the next one last.
+  var targets: [NameTarget]
+  /// What the listing began with out of the overlay.
+  var listed: Set<ObjectID>
 }
 
 /// When frames came to count: a sample a second, so that the age of the oldest one is known.

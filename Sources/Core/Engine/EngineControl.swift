@@ -18,6 +18,11 @@ final class ControlJob {
   var infos: [DiskInfo] = []
   var nextKey: TreeKey?
   var listed: Set<ObjectID> = []
+  var snapshotInfos: [SnapshotInfo] = []
+  // clone
+  var progress = 0
+  // rollback
+  var paused: VirtualDisk?
   // flush
   var goal: FrameSequence = 0
 
@@ -52,6 +57,7 @@ extension Engine {
         guard let answer = try run(job) else { continue }
         if case .flush = job.request { flushGoals -= 1 }
         if structuralJob === job { structuralJob = nil }
+        resume(job)
         reply(job.token, answer)
         job.isDone = true
         finished = true
@@ -83,12 +89,20 @@ extension Engine {
       case .rename(let name, let new): return try rename(job, name, new)
       case .resize(let name, let size, let shrink, let force):
         return try resize(job, name, size, shrink: shrink, force: force)
-      case .delete(let name, _, let force): return try delete(job, name, force: force)
+      case .delete(let name, let withSnapshots, let force):
+        return try delete(job, name, withSnapshots: withSnapshots, force: force)
       case .set(let name, let change): return try set(job, name, change)
       case .open(let name): return try open(name)
-      case .snapshot, .listSnapshots, .deleteSnapshot, .renameSnapshot, .holdSnapshot, .rollback,
-        .clone, .diff:
-        return .failed(.badName("snapshots and clones are not in this version"))
+      case .snapshot(let names): return try snapshot(job, names)
+      case .listSnapshots(let disk, let cursor, let limit):
+        return try listSnapshots(job, disk, cursor, limit)
+      case .deleteSnapshot(let name): return try deleteSnapshot(job, name)
+      case .renameSnapshot(let name, let new): return try renameSnapshot(job, name, to: new)
+      case .holdSnapshot(let name, let hold): return try holdSnapshot(job, name, hold)
+      case .rollback(let name, let force): return try rollback(job, name, force: force)
+      case .clone(let name, let new, let count): return try clone(job, name, new, count)
+      case .diff(let old, let new, let from, let limit):
+        return try diff(old, new, from: from, limit: limit)
       case .close: return .done
       case .status: return .status(status())
       case .flush: return flush(job)
@@ -112,7 +126,7 @@ extension Engine {
 
   // MARK: Looking up
 
-  private func find(_ name: String) throws -> (NameTarget, ObjectRecord) {
+  func find(_ name: String) throws -> (NameTarget, ObjectRecord) {
     let path = try NameRules.segments(of: name)
     let found = try pool.catalog.resolve(path)
     guard let target = found.target, target.kind == .disk,
@@ -124,75 +138,93 @@ extension Engine {
   private func info(_ object: ObjectID) throws -> DiskInfo {
     guard let record = try pool.catalog.record(of: object) else { throw SpaceWait.damaged(.none) }
     let disk = pool.disks.find(object)
-    let logged = UInt64(disk?.loggedBlocks ?? 0)
-    let used = (disk?.record?.usedBlocks ?? record.usedBlocks) + logged
-    let own = (disk?.record?.exclusiveBlocks ?? record.exclusiveBlocks) + logged
+    let used = try used(object, record)
+    let layer = disk?.layer
+    let isInherited = layer?.base != nil || (layer?.map == nil && record.inheritsMap)
+    let own = layer?.map != nil ? layer!.exclusiveBlocks : isInherited ? 0 : record.exclusiveBlocks
+    var origin: String?
+    if record.origin.raw != 0, let snapshot = try pool.catalog.record(of: record.origin) {
+      origin = try pool.catalog.path(of: snapshot)
+    }
     return DiskInfo(
       name: try pool.catalog.path(of: record), id: object, size: record.size,
-      used: used << blockShift, exclusive: own << blockShift, origin: nil,
-      created: record.created, snapshots: 0, connections: disk?.connections ?? 0,
+      used: used << blockShift, exclusive: (own + UInt64(layer?.loggedBlocks ?? 0)) << blockShift,
+      origin: origin,
+      created: record.created, snapshots: Int(record.dependents),
+      connections: disk?.connections ?? 0,
       generation: record.generation, readOnly: record.readOnly, durability: record.durability,
       comment: String(decoding: record.comment, as: UTF8.self))
   }
 
   private func open(_ name: String) throws -> ControlReply {
-    let (target, _) = try find(name)
-    let disk = pool.disks.findOrAdd(target.object)
-    do {
-      try pool.load(disk)
-    } catch {
-      pool.unloadIfIdle(disk)
-      throw error
-    }
+    let disk = pool.disk(try findForOpen(name))
+    try pool.load(disk)
     disk.connections += 1
-    return .opened(disk.handle, size: disk.record!.size, readOnly: disk.record!.readOnly)
+    return .opened(
+      disk.handle, size: disk.record!.size,
+      readOnly: disk.record!.readOnly || disk.record!.kind == .snapshot)
   }
 
   /// One page of the datastore: first what only the overlay knows, then the names tree.
   private func list(_ job: ControlJob, _ cursor: UInt64?, _ limit: Int) throws -> ControlReply {
+    let limit = max(1, min(limit, 4096))
     if job.stage == 0 {
-      if let cursor {
-        guard let at = listCursors.firstIndex(where: { $0.id == cursor }) else {
-          return .disks([], next: nil)
-        }
-        job.nextKey = listCursors[at].key
-        job.listed = listCursors[at].listed
-      } else {
-        job.targets = pool.catalog.overlayTargets()
-        job.listed = Set(job.targets.map(\.object))
-      }
-      let page = try pool.catalog.page(after: job.nextKey, limit: max(1, min(limit, 4096)))
-      // What the overlay had at the start may have come to the tree since.
-      job.targets += page.targets.filter { !job.listed.contains($0.object) }
-      job.nextKey = page.next
-      job.targets.reverse()
+      guard try takeTargets(job, cursor, limit) else { return .disks([], next: nil) }
       job.stage = 1
     }
-    while let target = job.targets.last {
+    while let target = job.targets.last, job.infos.count < limit {
       if target.kind == .disk, try pool.catalog.record(of: target.object) != nil {
         job.infos.append(try info(target.object))
       }
       job.targets.removeLast()
     }
+    return .disks(job.infos, next: keepTargets(job, cursor))
+  }
+
+  /// Names that a page of a listing is made from, the next one last. False when the cursor is not
+  /// known any more.
+  func takeTargets(_ job: ControlJob, _ cursor: UInt64?, _ limit: Int) throws(SpaceWait) -> Bool {
+    if let cursor {
+      guard let at = listCursors.firstIndex(where: { $0.id == cursor }) else { return false }
+      job.nextKey = listCursors[at].key
+      job.listed = listCursors[at].listed
+      job.targets = listCursors[at].targets
+      if !job.targets.isEmpty { return true }
+    } else {
+      job.targets = pool.catalog.overlayTargets()
+      job.listed = Set(job.targets.map(\.object))
+    }
+    let page = try pool.catalog.page(after: job.nextKey, limit: limit)
+    // What the overlay had at the start may have come to the tree since.
+    job.targets += page.targets.filter { !job.listed.contains($0.object) }
+    job.nextKey = page.next
+    job.targets.reverse()
+    return true
+  }
+
+  /// Keeps what is left of a listing under a new cursor, in the place of the old one; nil when it is
+  /// at its end.
+  func keepTargets(_ job: ControlJob, _ cursor: UInt64?) -> UInt64? {
     listCursors.removeAll { $0.id == cursor }
-    guard let next = job.nextKey else { return .disks(job.infos, next: nil) }
+    guard job.nextKey != nil || !job.targets.isEmpty else { return nil }
     let id = nextListCursor
     nextListCursor += 1
-    listCursors.append((id, next, job.listed))
+    listCursors.append(
+      ListCursor(id: id, key: job.nextKey, targets: job.targets, listed: job.listed))
     if listCursors.count > 256 { listCursors.removeFirst() }
-    return .disks(job.infos, next: id)
+    return id
   }
 
   // MARK: Structural changes
 
   /// Whether the job may log now: it is its turn, and there is room.
-  private func mayLog(_ job: ControlJob) -> Bool {
+  func mayLog(_ job: ControlJob) -> Bool {
     (structuralJob == nil || structuralJob === job)
       && pool.log.hasRoom(table: 16 * 1024, payload: 0) && !pool.log.isBroken
   }
 
   /// Appends records in one frame and makes the job wait until it counts.
-  private func log(_ job: ControlJob, _ records: [LogRecord]) -> ControlReply? {
+  func log(_ job: ControlJob, _ records: [LogRecord]) -> ControlReply? {
     var frame: LogWriter.Frame?
     let none = BlockRequest(
       operation: .flush, disk: DiskHandle(place: .max, generation: 0), offset: 0, length: 0,
@@ -213,7 +245,7 @@ extension Engine {
 
   /// The outcome of the job's records, once they are through. Where their frame did not count, the
   /// job is tried again in the next epoch.
-  private func outcome(_ job: ControlJob) -> ControlReply? {
+  func outcome(_ job: ControlJob) -> ControlReply? {
     if job.ended == .ok { return .done }
     job.tries += 1
     if job.tries >= 100 {
@@ -222,8 +254,17 @@ extension Engine {
     job.stage = 0
     job.ended = nil
     if let disk = job.removing { disk.isBeingDeleted = false }
+    resume(job)
     if structuralJob === job { structuralJob = nil }
     return nil
+  }
+
+  /// A disk that was to be rolled back takes requests again.
+  private func resume(_ job: ControlJob) {
+    guard let disk = job.paused else { return }
+    job.paused = nil
+    disk.isPaused = false
+    loadEnded = true
   }
 
   func jobRequestEnded(_ job: ControlJob, _ status: BlockStatus) {
@@ -240,7 +281,7 @@ extension Engine {
 
   /// Records that make the directories that a path still lacks, and the directory of its last
   /// segment.
-  private func directories(
+  func directories(
     _ path: [[UInt8]], _ found: Catalog.Resolution, name: String
   ) throws -> (records: [LogRecord], parent: ObjectID) {
     var records: [LogRecord] = []
@@ -278,24 +319,31 @@ extension Engine {
     return log(job, records)
   }
 
-  private func delete(_ job: ControlJob, _ name: String, force: Bool) throws -> ControlReply? {
+  private func delete(
+    _ job: ControlJob, _ name: String, withSnapshots: Bool, force: Bool
+  ) throws -> ControlReply? {
     if job.stage == 1 { return outcome(job) }
     guard mayLog(job) else { return nil }
     let (target, record) = try find(name)
     try refuseInUse(target.object, name, force: force)
+    let snapshots = record.dependents
+    if snapshots > 0 {
+      guard withSnapshots else { throw ControlError.hasSnapshots(name, count: Int(snapshots)) }
+      try refuseHeld(target.object, name)
+    }
     // Nothing of the disk is logged behind its removal.
-    job.removing = pool.disks.findOrAdd(target.object)
+    job.removing = pool.disk(target.object)
     job.removing?.isBeingDeleted = true
     return log(
       job,
       [
         .remove(
-          object: target.object, kind: .disk, parent: record.parent, snapshots: 0,
-          name: record.name)
+          object: target.object, kind: .disk, parent: record.parent, snapshots: snapshots,
+          origin: record.origin, name: record.name)
       ])
   }
 
-  private func refuseInUse(_ object: ObjectID, _ name: String, force: Bool) throws(ControlError) {
+  func refuseInUse(_ object: ObjectID, _ name: String, force: Bool) throws(ControlError) {
     let connections = pool.disks.find(object)?.connections ?? 0
     if connections > 0, !force { throw .inUse(name, connections: connections) }
   }
@@ -343,7 +391,7 @@ extension Engine {
       if !shrink { throw ControlError.wouldShrink(name) }
       try refuseInUse(target.object, name, force: force)
       if job.stage == 0, size % 4096 != 0 {
-        let disk = pool.disks.findOrAdd(target.object)
+        let disk = pool.disk(target.object)
         try pool.load(disk)
         let zero = BlockRequest(
           operation: .zero, disk: disk.handle, offset: size,
@@ -436,7 +484,9 @@ extension Engine {
     s.spaceMetadata = blocks(space.metadata)
     s.spaceReserved = blocks(pool.reservedBlocks + space.reserved)
     s.spaceFreeing = pool.catalog.freeingBlocks << blockShift
+    s.spaceHeld = pool.catalog.heldBlocks << blockShift
     s.disks = pool.catalog.diskCount
+    s.snapshots = pool.catalog.snapshotCount
     s.writes = statistics.writes
     s.writtenBytes = statistics.writtenBytes
     s.reads = statistics.reads

@@ -15,6 +15,7 @@ extension Engine {
   func begin(_ slot: Int32) {
     let request = requests[slot].request
     guard let disk = pool.disks.resolve(request.disk) else { return refuse(slot) }
+    if disk.isPaused, !requests[slot].countsOnDisk { return parked.append(slot, &requests) }
     if !requests[slot].countsOnDisk {
       requests[slot].countsOnDisk = true
       disk.requests += 1
@@ -61,14 +62,16 @@ extension Engine {
   /// Nil when the request is within the rules.
   private func checked(_ slot: Int32, _ disk: VirtualDisk) -> BlockStatus? {
     let request = requests[slot].request
-    guard let record = disk.record, disk.isLoaded else { return .invalid }
+    guard let record = disk.record else { return .invalid }
     if isStopping, request.operation != .read { return .stopping }
     let isWrite =
       request.operation == .write || request.operation == .zero || request.operation == .trim
     if request.operation == .flush { return nil }
     let (end, overflow) = request.offset.addingReportingOverflow(request.length)
     guard !overflow, end <= record.size else { return .invalid }
-    if isWrite, record.readOnly, !requests[slot].isInternal { return .readOnly }
+    if isWrite, record.readOnly || record.kind == .snapshot, !requests[slot].isInternal {
+      return .readOnly
+    }
     if request.length == 0 { return .ok }
     if request.operation == .read || request.operation == .write {
       guard request.length <= UInt64(maximumPiece), request.memory != nil else { return .invalid }
@@ -86,33 +89,60 @@ extension Engine {
     let memory = requests[slot].request.memory!
     while UInt64(requests[slot].resolved) < total {
       let done = UInt64(requests[slot].resolved)
-      let key = IndexKey(slot: disk.slot, block: BlockIndex(first + done))
-      let left = total - done
+      let block = first + done
       let target = memory + Int(done) << Int(blockShift)
-      switch pool.index.lookup(key) {
-      case .covered(let entry, let remaining):
-        if entry.kind == .zero {
-          let n = min(remaining, left)
-          target.initializeMemory(as: UInt8.self, repeating: 0, count: Int(n) * blockSize)
-          requests[slot].resolved += UInt32(n)
-        } else if !readLogged(slot, entry, left: Int(left), target) {
-          return readRetries.append(slot, &requests)
-        }
-      case .gap(let blocks):
-        if !requests[slot].isInternal, ahead.covers(disk.slot, key.block.raw) {
-          pool.paths.hit(.readAheadAwaited)
-          return parked.append(slot, &requests)
-        }
-        do throws(SpaceWait) {
-          guard try readMapped(slot, disk, key.block, limit: Int(min(blocks, left)), target) else {
+      do throws(SpaceWait) {
+        switch try find(disk, block, total - done) {
+        case .logged(let entry, let n):
+          if entry.kind == .zero {
+            target.initializeMemory(as: UInt8.self, repeating: 0, count: Int(n) * blockSize)
+            requests[slot].resolved += UInt32(n)
+          } else if !readLogged(slot, entry, limit: Int(n), target) {
             return readRetries.append(slot, &requests)
           }
-        } catch {
-          return park(slot, error)
+        case .mapped(let map, let n):
+          if !requests[slot].isInternal, ahead.covers(disk.place, block) {
+            pool.paths.hit(.readAheadAwaited)
+            return parked.append(slot, &requests)
+          }
+          guard try readMapped(slot, disk, map, BlockIndex(block), limit: Int(n), target) else {
+            return readRetries.append(slot, &requests)
+          }
         }
+      } catch {
+        return park(slot, error)
       }
     }
     if requests[slot].outstanding == 0 { readEnded(slot) }
+  }
+
+  /// Where the newest counting version of a block is.
+  enum Found {
+    /// In the log index. The same layer has the versions of the next `count - 1` blocks as well,
+    /// where it has entries; those of a range that reads as zeros all are within the entry.
+    case logged(IndexEntry, count: UInt64)
+    /// Nothing is logged for it and the next `count - 1` blocks.
+    case mapped(ExtentMap, count: UInt64)
+  }
+
+  /// Looks in the disk's layer, in those that it is over, and ends at the map below them.
+  @inline(__always)
+  func find(_ disk: VirtualDisk, _ block: UInt64, _ limit: UInt64) throws(SpaceWait) -> Found {
+    var layer = disk.layer
+    var limit = limit
+    while true {
+      switch pool.index.lookup(IndexKey(slot: layer.slot, block: BlockIndex(block))) {
+      case .covered(let entry, let remaining):
+        return .logged(entry, count: entry.kind == .zero ? min(remaining, limit) : limit)
+      case .gap(let blocks): limit = min(limit, blocks)
+      }
+      if let map = layer.map { return .mapped(map, count: limit) }
+      try pool.load(layer)
+      if let base = layer.base {
+        pool.paths.hit(.layeredRead)
+        layer = base
+      }
+    }
   }
 
   /// Parks a read (or status) until metadata is there.
@@ -134,7 +164,7 @@ extension Engine {
 
   /// Reads a run of logged (or large-written) blocks; false when there is no part for it.
   private func readLogged(
-    _ slot: Int32, _ entry: IndexEntry, left: Int, _ target: UnsafeMutableRawPointer
+    _ slot: Int32, _ entry: IndexEntry, limit: Int, _ target: UnsafeMutableRawPointer
   ) -> Bool {
     guard let part = parts.take() else { return false }
     let sums = parts.checksums(part)
@@ -142,7 +172,7 @@ extension Engine {
     var n = 1
     let isLog = entry.kind == .log
     let segmentBlocks = pool.log.geometry.segmentBlocks
-    while n < left,
+    while n < limit,
       case .covered(let next, _) = pool.index.lookup(
         IndexKey(raw: entry.key.raw + UInt64(n))), next.kind == entry.kind,
       next.location == entry.location + UInt64(n),
@@ -157,10 +187,10 @@ extension Engine {
 
   /// Reads a run of blocks that nothing is logged for: hole, cache or home.
   private func readMapped(
-    _ slot: Int32, _ disk: VirtualDisk, _ block: BlockIndex, limit: Int,
+    _ slot: Int32, _ disk: VirtualDisk, _ map: ExtentMap, _ block: BlockIndex, limit: Int,
     _ target: UnsafeMutableRawPointer
   ) throws(SpaceWait) -> Bool {
-    switch try disk.map!.lookup(block, limit: limit) {
+    switch try map.lookup(block, limit: limit) {
     case .hole(let count):
       target.initializeMemory(as: UInt8.self, repeating: 0, count: count * blockSize)
       requests[slot].resolved += UInt32(count)
@@ -298,22 +328,21 @@ extension Engine {
     var block = requests[slot].firstBlock
     let end = requests[slot].endBlock
     while block < end {
-      let key = IndexKey(slot: disk.slot, block: BlockIndex(block))
       var n: UInt64
       var isHole: Bool
-      switch pool.index.lookup(key) {
-      case .covered(let entry, let remaining):
-        n = min(remaining, end - block)
-        isHole = entry.kind == .zero
-      case .gap(let blocks):
-        do throws(SpaceWait) {
-          switch try disk.map!.lookup(key.block, limit: Int(min(blocks, end - block, 1 << 30))) {
+      do throws(SpaceWait) {
+        switch try find(disk, block, min(end - block, 1 << 30)) {
+        case .logged(let entry, let count):
+          isHole = entry.kind == .zero
+          n = isHole ? count : 1
+        case .mapped(let map, let count):
+          switch try map.lookup(BlockIndex(block), limit: Int(count)) {
           case .hole(let c): (n, isHole) = (UInt64(c), true)
           case .mapped(_, let c, _, _): (n, isHole) = (UInt64(c), false)
           }
-        } catch {
-          return park(slot, error)
         }
+      } catch {
+        return park(slot, error)
       }
       let from = max(block << blockShift, request.offset)
       let to = min((block + n) << blockShift, request.offset + request.length)

@@ -175,12 +175,12 @@ extension Engine {
     }
     for i in 0..<count where isZeroBlock(memory + i * blockSize) { return false }
     do throws(SpaceWait) {
-      let near = disk.lastHome.map { $0 + 1 }
+      let near = disk.layer.lastHome.map { $0 + 1 }
       guard let run = try pool.space.allocateRun(near: near, want: count, minimum: count) else {
         pool.paths.hit(.largeWriteFallback)
         return false
       }
-      disk.lastHome = run.address + UInt64(count - 1)
+      disk.layer.lastHome = run.address + UInt64(count - 1)
       requests[slot].home = run.address
       requests[slot].homeCount = Int32(count)
     } catch {
@@ -430,14 +430,18 @@ extension Engine {
   private static let ampleBlocks = 2048
 
   private func needsHome(_ disk: VirtualDisk, _ block: BlockIndex) throws(SpaceWait) -> Bool {
-    if case .covered(let entry, _) = pool.index.lookup(IndexKey(slot: disk.slot, block: block)) {
+    let layer = disk.layer
+    if case .covered(let entry, _) = pool.index.lookup(IndexKey(slot: layer.slot, block: block)) {
       // Its promise, or its home, passes on to the new version.
       if entry.kind == .zero { return true }
       if entry.reserves || entry.kind == .home { return false }
     }
     if disk.zeroing > 0 { return true }
-    if case .mapped(_, _, let birth, _) = try disk.map!.lookup(block, limit: 1) {
-      return birth <= disk.map!.tree.branchInstant
+    if layer.map == nil { try pool.load(layer) }
+    // What a frozen layer has, or the map below it, is the snapshot's.
+    guard let map = layer.map else { return true }
+    if case .mapped(_, _, let birth, _) = try map.lookup(block, limit: 1) {
+      return birth <= map.tree.branchInstant
     }
     return true
   }

@@ -95,9 +95,8 @@ extension Engine {
 
   /// False when there is no room for the piece, or the log holds some of it.
   private func readAhead(_ disk: VirtualDisk, _ blocks: Range<UInt64>) -> Bool {
-    let key = IndexKey(slot: disk.slot, block: BlockIndex(blocks.lowerBound))
-    guard case .gap(let free) = pool.index.lookup(key), free >= UInt64(blocks.count),
-      let (piece, memory) = ahead.take(disk.slot, blocks)
+    guard case .mapped(_, let free)? = try? find(disk, blocks.lowerBound, UInt64(blocks.count)),
+      free >= UInt64(blocks.count), let (piece, memory) = ahead.take(disk.place, blocks)
     else { return false }
     let read = BlockRequest(
       operation: .read, disk: disk.handle, offset: blocks.lowerBound << blockShift,

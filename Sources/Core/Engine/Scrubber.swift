@@ -59,8 +59,8 @@ extension Engine {
         scrubber.disk = nil
       }
       if let target = scrubber.targets.last {
-        if target.kind == .disk, try pool.catalog.record(of: target.object) != nil {
-          let disk = pool.disks.findOrAdd(target.object)
+        if target.kind != .directory, try pool.catalog.record(of: target.object) != nil {
+          let disk = pool.disk(target.object)
           try pool.load(disk)
           disk.connections += 1
           scrubber.disk = disk
@@ -84,17 +84,23 @@ extension Engine {
     guard !disk.isDeleted, let size = disk.record?.size else { return true }
     let end = roundUp(size, to: 4096) >> blockShift
     while scrubber.block < end {
-      let key = IndexKey(slot: disk.slot, block: BlockIndex(scrubber.block))
-      switch pool.index.lookup(key) {
-      case .covered(let entry, let remaining) where entry.kind == .zero:
-        scrubber.block += min(remaining, end - scrubber.block)
-        continue
-      case .covered: break
-      case .gap(let blocks):
-        let limit = Int(min(blocks, end - scrubber.block, 1 << 30))
-        if case .hole(let count) = try disk.map!.lookup(key.block, limit: limit) {
+      switch try find(disk, scrubber.block, min(end - scrubber.block, 1 << 30)) {
+      case .logged(let entry, let count):
+        if entry.kind == .zero {
+          scrubber.block += count
+          continue
+        }
+      case .mapped(let map, let count):
+        switch try map.lookup(BlockIndex(scrubber.block), limit: Int(count)) {
+        case .hole(let count):
           scrubber.block += UInt64(count)
           continue
+        case .mapped(_, let count, let birth, _):
+          // What the disk shares with its parent snapshot is read there.
+          if birth <= map.tree.branchInstant {
+            scrubber.block += UInt64(count)
+            continue
+          }
         }
       }
       guard let buffer = scrubber.freeBuffers.popLast() else { return false }

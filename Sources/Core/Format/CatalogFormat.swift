@@ -43,7 +43,8 @@
 //     224  u64  of these, born after field 208: what only the parent refers to
 //     232  u64  blocks of metadata nodes on the dead list, both copies
 //     240  u64  group of a snapshot: the first one's id of those made in one call
-//     248  u32  children, of a snapshot       252  u32  snapshots with a name, of a disk
+//     248  u32  children, of a snapshot       252  u32  snapshots with a name, of a disk;
+//                                                             clones, of a snapshot
 //     256       first name, then comment
 //
 // An object that inherits its map has none of its own yet: its content, branch instant and counters
@@ -100,11 +101,16 @@ package struct ObjectRecord: Equatable, Sendable {
   package var deadOfParentOnly: UInt64 = 0
   package var group = ObjectID(0)
   package var children: UInt32 = 0
-  package var snapshots: UInt32 = 0
+  /// Snapshots of a disk that have a name; of a snapshot, disks whose origin it is.
+  package var dependents: UInt32 = 0
   package var name: [UInt8] = []
   package var comment: [UInt8] = []
 
   package init() {}
+
+  package mutating func setTimes(_ time: UInt64) {
+    (created, modified, changed, accessed) = (time, time, time, time)
+  }
 
   package func encoded() -> [UInt8] {
     var bytes = [UInt8](repeating: 0, count: Self.fixedSize + name.count + comment.count)
@@ -146,7 +152,7 @@ package struct ObjectRecord: Equatable, Sendable {
       p.put(dead.nodeBlocks, at: 232)
       p.put(group.raw, at: 240)
       p.put(children, at: 248)
-      p.put(snapshots, at: 252)
+      p.put(dependents, at: 252)
       for (i, byte) in (name + comment).enumerated() { p.put(byte, at: Self.fixedSize + i) }
     }
     return bytes
@@ -191,7 +197,7 @@ package struct ObjectRecord: Equatable, Sendable {
     deadOfParentOnly = p.u64(224)
     group = ObjectID(p.u64(240))
     children = p.u32(248)
-    snapshots = p.u32(252)
+    dependents = p.u32(252)
     let nameLength = Int(p.u32(20))
     name = Array(value[Self.fixedSize..<(Self.fixedSize + nameLength)])
     comment = Array(value[(Self.fixedSize + nameLength)...])

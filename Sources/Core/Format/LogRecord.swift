@@ -15,14 +15,14 @@
 //     4 create    16 u64 parent  24 u8 kind   25 u8 flags   26 u16 name length   28 u32 mode
 //                 32 u64 size in bytes   40 u64 time (ns since 1970)   48 name
 //     5 remove    16 u64 parent  24 u16 name length   26 u8 kind   27 u8 0
-//                 28 u32 snapshots of the disk that go with it   32 name
+//                 28 u32 snapshots of the disk that go with it   32 u64 origin   40 name
 //     6 rename    16 u64 old parent   24 u16 old name length   26 u16 new name length
 //                 28 u8 kind   29 zeros   32 u64 new parent   40 old name, new name
 //     7 resize    16 u64 new size in bytes
 //     8 change    16 u8 mask (1 durability, 2 read_only, 4 comment, 8 held)   17 u8 durability
 //                 18 u8 read_only   19 u8 held   20 u16 comment length   22 u16 0   24 comment
-//    16 snapshot  16 u64 disk   24 u64 group   32 u64 time   40 u16 name length   42 zeros
-//                 48 name                                       object: the snapshot's id
+//    16 snapshot  16 u64 disk   24 u64 group   32 u64 time   40 u64 size   48 u16 name length
+//                 50 zeros   56 name                            object: the snapshot's id
 //    17 clone     16 u64 snapshot   24 u64 parent   32 u64 time   40 u32 first number
 //                 44 u16 name length   46 u16 0   48 u32 mode   52 u32 0   56 u64 size
 //                 64 name               object: the first clone's id; count 1...100,000 of them
@@ -54,13 +54,15 @@ package enum LogRecord {
     object: ObjectID, parent: ObjectID, kind: ObjectKind, mode: UInt32, size: UInt64, time: UInt64,
     name: [UInt8])
   case remove(
-    object: ObjectID, kind: ObjectKind, parent: ObjectID, snapshots: UInt32, name: [UInt8])
+    object: ObjectID, kind: ObjectKind, parent: ObjectID, snapshots: UInt32, origin: ObjectID,
+    name: [UInt8])
   case rename(
     object: ObjectID, kind: ObjectKind, parent: ObjectID, name: [UInt8], newParent: ObjectID,
     newName: [UInt8])
   case resize(object: ObjectID, size: UInt64)
   case change(object: ObjectID, DiskAttributeChange)
-  case snapshot(object: ObjectID, disk: ObjectID, group: ObjectID, time: UInt64, name: [UInt8])
+  case snapshot(
+    object: ObjectID, disk: ObjectID, group: ObjectID, time: UInt64, size: UInt64, name: [UInt8])
   case clone(CloneBatch)
   case rollback(
     object: ObjectID, snapshot: ObjectID, former: ObjectID, size: UInt64, time: UInt64)
@@ -79,11 +81,11 @@ package enum LogRecord {
     case .zero: 40
     case .extent(_, _, _, let count, _, _): Self.extentSize(count: count)
     case .create(_, _, _, _, _, _, let name): roundUp(48 + name.count, to: 8)
-    case .remove(_, _, _, _, let name): roundUp(32 + name.count, to: 8)
+    case .remove(_, _, _, _, _, let name): roundUp(40 + name.count, to: 8)
     case .rename(_, _, _, let name, _, let new): roundUp(40 + name.count + new.count, to: 8)
     case .resize: 24
     case .change(_, let change): roundUp(24 + (change.comment?.utf8.count ?? 0), to: 8)
-    case .snapshot(_, _, _, _, let name): roundUp(48 + name.count, to: 8)
+    case .snapshot(_, _, _, _, _, let name): roundUp(56 + name.count, to: 8)
     case .clone(let batch): roundUp(64 + batch.name.count, to: 8)
     case .rollback: 48
     }
@@ -95,11 +97,11 @@ package enum LogRecord {
     case .zero(let object, _, _, _): (2, 0, object.raw)
     case .extent(let object, _, _, let count, _, _): (3, count, object.raw)
     case .create(let object, _, _, _, _, _, _): (4, 0, object.raw)
-    case .remove(let object, _, _, _, _): (5, 0, object.raw)
+    case .remove(let object, _, _, _, _, _): (5, 0, object.raw)
     case .rename(let object, _, _, _, _, _): (6, 0, object.raw)
     case .resize(let object, _): (7, 0, object.raw)
     case .change(let object, _): (8, 0, object.raw)
-    case .snapshot(let object, _, _, _, _): (16, 0, object.raw)
+    case .snapshot(let object, _, _, _, _, _): (16, 0, object.raw)
     case .clone(let batch): (17, batch.count, batch.first.raw)
     case .rollback(let object, _, _, _, _): (18, 0, object.raw)
     }
@@ -137,12 +139,13 @@ package enum LogRecord {
       p.put(size, at: 32)
       p.put(time, at: 40)
       (p + 48).copyBytes(name)
-    case .remove(_, let kind, let parent, let snapshots, let name):
+    case .remove(_, let kind, let parent, let snapshots, let origin, let name):
       p.put(parent.raw, at: 16)
       p.put(UInt16(name.count), at: 24)
       p.put(kind.rawValue, at: 26)
       p.put(snapshots, at: 28)
-      (p + 32).copyBytes(name)
+      p.put(origin.raw, at: 32)
+      (p + 40).copyBytes(name)
     case .rename(_, let kind, let parent, let name, let newParent, let newName):
       p.put(parent.raw, at: 16)
       p.put(UInt16(name.count), at: 24)
@@ -174,12 +177,13 @@ package enum LogRecord {
         p.put(UInt8(held ? 1 : 0), at: 19)
       }
       p.put(mask, at: 16)
-    case .snapshot(_, let disk, let group, let time, let name):
+    case .snapshot(_, let disk, let group, let time, let size, let name):
       p.put(disk.raw, at: 16)
       p.put(group.raw, at: 24)
       p.put(time, at: 32)
-      p.put(UInt16(name.count), at: 40)
-      (p + 48).copyBytes(name)
+      p.put(size, at: 40)
+      p.put(UInt16(name.count), at: 48)
+      (p + 56).copyBytes(name)
     case .clone(let batch):
       p.put(batch.snapshot.raw, at: 16)
       p.put(batch.parent.raw, at: 24)
@@ -330,12 +334,12 @@ package struct RecordCursor {
         object: object, parent: ObjectID(p.u64(16)), kind: kind, mode: p.u32(28), size: p.u64(32),
         time: p.u64(40), name: bytes(p + 48, name))
     case 5:
-      guard size >= 32, let kind = ObjectKind(rawValue: p.u8(26)) else { return nil }
+      guard size >= 40, let kind = ObjectKind(rawValue: p.u8(26)) else { return nil }
       let name = Int(p.u16(24))
-      guard name <= LogRecord.maximumName, size == roundUp(32 + name, to: 8) else { return nil }
+      guard name <= LogRecord.maximumName, size == roundUp(40 + name, to: 8) else { return nil }
       return .remove(
         object: object, kind: kind, parent: ObjectID(p.u64(16)), snapshots: p.u32(28),
-        name: bytes(p + 32, name))
+        origin: ObjectID(p.u64(32)), name: bytes(p + 40, name))
     case 6:
       guard size >= 40, let kind = ObjectKind(rawValue: p.u8(28)) else { return nil }
       let (old, new) = (Int(p.u16(24)), Int(p.u16(26)))
@@ -350,12 +354,12 @@ package struct RecordCursor {
       return .resize(object: object, size: p.u64(16))
     case 8: return decodeChange(p, size: size, object: object)
     case 16:
-      guard size >= 48 else { return nil }
-      let name = Int(p.u16(40))
-      guard name <= LogRecord.maximumName, size == roundUp(48 + name, to: 8) else { return nil }
+      guard size >= 56 else { return nil }
+      let name = Int(p.u16(48))
+      guard name <= LogRecord.maximumName, size == roundUp(56 + name, to: 8) else { return nil }
       return .snapshot(
         object: object, disk: ObjectID(p.u64(16)), group: ObjectID(p.u64(24)), time: p.u64(32),
-        name: bytes(p + 48, name))
+        size: p.u64(40), name: bytes(p + 56, name))
     case 17: return decodeClone(p, size: size, first: object, count: count)
     case 18:
       guard size == 48 else { return nil }

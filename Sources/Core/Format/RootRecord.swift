@@ -27,10 +27,11 @@
 //     200  u64     of these, metadata blocks (both copies)
 //     208  u64     disks
 //     216  u64     snapshots
-//     224  u64     blocks that deleted objects still hold
+//     224  u64     own data blocks of the objects that are being freed
 //     232  u64     wall clock when it was written, nanoseconds since 1970
 //     240  u64     deleted objects whose space is not yet freed
-//     248          zeros
+//     248  u64     own data blocks of hidden snapshots
+//     256          zeros
 
 package struct RootRecord: Equatable, Sendable {
   package static let magic: UInt64 = 0x5452_4543_4955_4C53
@@ -56,6 +57,7 @@ package struct RootRecord: Equatable, Sendable {
   package var freeingBlocks: UInt64 = 0
   package var written: UInt64 = 0
   package var deletedObjects: UInt64 = 0
+  package var heldBlocks: UInt64 = 0
 
   package init() {}
 
@@ -84,6 +86,7 @@ package struct RootRecord: Equatable, Sendable {
     p.put(freeingBlocks, at: 224)
     p.put(written, at: 232)
     p.put(deletedObjects, at: 240)
+    p.put(heldBlocks, at: 248)
     sealBlock(p, checksumAt: 12)
   }
 
@@ -113,6 +116,7 @@ package struct RootRecord: Equatable, Sendable {
     freeingBlocks = p.u64(224)
     written = p.u64(232)
     deletedObjects = p.u64(240)
+    heldBlocks = p.u64(248)
     guard checkpoint > 0, volumes > 0 else { return nil }
   }
 }

@@ -95,7 +95,8 @@ package final class DeadList {
     try append(.node(first: node.first, second: node.second, birth: node.birth))
   }
 
-  private func append(_ entry: DeadEntry) throws(SpaceWait) {
+  /// Adds an entry; throws as above.
+  package func append(_ entry: DeadEntry) throws(SpaceWait) {
     try tree.store.prepare(tree.changeCost)
     try preparedAdd(entry)
   }

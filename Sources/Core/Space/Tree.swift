@@ -216,6 +216,25 @@ package final class Tree {
     TreeCursor(tree: self, key: key)
   }
 
+  /// Where the part ends that both trees have in common from `key` on: the end of the highest node
+  /// that the ways to `key` share. Nil when they share none.
+  package func sharedEnd(with other: Tree, from key: TreeKey) throws(SpaceWait) -> TreeKey? {
+    let depth = try descend(key)
+    let otherDepth = try other.descend(key)
+    // Without an entry up to the key in its leaf, what reaches over the key is in another one.
+    guard depth > 0, otherDepth > 0, pathIndex(depth - 1) >= 0 else { return nil }
+    for d in 0..<depth {
+      let slot = path[d].slot
+      guard let e = (0..<otherDepth).first(where: { other.path[$0].slot == slot }) else { continue }
+      let greatest = TreeKey(hi: .max, lo: 0)
+      return min(bound(d) ?? greatest, other.bound(e) ?? greatest)
+    }
+    return nil
+  }
+
+  /// The end of the range of the path's node at `d`; nil for the end of the tree.
+  private func bound(_ d: Int) -> TreeKey? { d == 0 ? nil : upperBound(d + 1) }
+
   // MARK: Changing
 
   /// Nodes that one change of a leaf may make or copy: the path, a split on each level, a root.

@@ -1,0 +1,196 @@
+import Core
+import Testing
+
+// Snapshots, clones and rollbacks against a model that keeps every content whole.
+
+/// Random work on a tree of disks and snapshots, each of a few blocks.
+private final class SnapshotModel {
+  static let blocks = 48
+  let pool: MemoryPool
+  var random: SeededRandom
+  /// Content by name, a stamp a block; 0 is zeros.
+  var disks: [String: [UInt64]] = [:]
+  var snapshots: [SnapshotName: [UInt64]] = [:]
+  var handles: [String: DiskHandle] = [:]
+  private var names = 0
+
+  init(
+    seed: UInt64,
+    configure: @escaping (inout PoolConfiguration) -> Void = { $0.cacheBytes = 16 << 20 }
+  ) {
+    random = SeededRandom(seed: seed)
+    pool = MemoryPool(volumesMiB: [64, 32], configure: configure)
+    for _ in 0..<3 { create() }
+  }
+
+  func newName(_ prefix: String) -> String {
+    names += 1
+    return "\(prefix)\(names)"
+  }
+
+  func create() {
+    let name = newName("d")
+    #expect(isDone(pool.control(.create(name: name, size: UInt64(Self.blocks) << 12))))
+    disks[name] = Array(repeating: 0, count: Self.blocks)
+  }
+
+  func anyDisk() -> String? { disks.keys.sorted().randomElement(using: &random) }
+  func anySnapshot() -> SnapshotName? {
+    snapshots.keys.sorted { $0.description < $1.description }.randomElement(using: &random)
+  }
+
+  func handle(_ name: String) -> DiskHandle {
+    if let handle = handles[name] { return handle }
+    let handle = pool.open(name)
+    handles[name] = handle
+    return handle
+  }
+
+  func close(_ name: String) {
+    if let handle = handles.removeValue(forKey: name) { _ = pool.control(.close(handle)) }
+  }
+
+  func write() {
+    guard let name = anyDisk() else { return }
+    let at = Int(random.below(UInt64(Self.blocks)))
+    let count = min(Self.blocks - at, 1 + Int(random.below(random.oneIn(6) ? 40 : 4)))
+    let stamp = random.next() | 1
+    if random.oneIn(6) {
+      #expect(pool.io(.trim, handle(name), UInt64(at) << 12, count << 12).status == .ok)
+      for i in 0..<count { disks[name]![at + i] = 0 }
+    } else {
+      var data: [UInt8] = []
+      for i in 0..<count { data += pattern(stamp &+ UInt64(i), 4096) }
+      #expect(
+        pool.io(.write, handle(name), UInt64(at) << 12, count << 12, data: data).status == .ok)
+      for i in 0..<count { disks[name]![at + i] = stamp &+ UInt64(i) }
+    }
+  }
+
+  func snapshot() {
+    var group: [SnapshotName] = []
+    for name in disks.keys.sorted() where random.oneIn(2) || group.isEmpty {
+      group.append(SnapshotName(disk: name, snapshot: newName("s")))
+    }
+    guard !group.isEmpty else { return }
+    #expect(isDone(pool.control(.snapshot(group))))
+    for name in group { snapshots[name] = disks[name.disk]! }
+  }
+
+  func clone() {
+    guard let origin = anySnapshot(), disks.count < 24 else { return }
+    let name = newName("c")
+    let count = random.oneIn(2) ? nil : 1 + Int(random.below(4))
+    #expect(isDone(pool.control(.clone(origin, name: name, count: count))))
+    if let count {
+      for i in 1...count { disks["\(name)-\(i)"] = snapshots[origin]! }
+    } else {
+      disks[name] = snapshots[origin]!
+    }
+  }
+
+  func rollback() {
+    guard let name = anySnapshot(), disks[name.disk] != nil else { return }
+    #expect(isDone(pool.control(.rollback(name, force: true))))
+    disks[name.disk] = snapshots[name]!
+  }
+
+  func deleteSnapshot() {
+    guard let name = anySnapshot() else { return }
+    close(name.description)
+    #expect(isDone(pool.control(.deleteSnapshot(name))))
+    snapshots[name] = nil
+  }
+
+  func deleteDisk() {
+    guard let name = anyDisk() else { return }
+    for snapshot in snapshots.keys where snapshot.disk == name { close(snapshot.description) }
+    close(name)
+    #expect(isDone(pool.control(.delete(name: name, withSnapshots: true, force: false))))
+    disks[name] = nil
+    for snapshot in snapshots.keys where snapshot.disk == name { snapshots[snapshot] = nil }
+  }
+
+  func step() {
+    switch random.below(100) {
+    case 0..<60: write()
+    case 60..<70: snapshot()
+    case 70..<76: clone()
+    case 76..<79: rollback()
+    case 79..<84: deleteSnapshot()
+    case 84..<86: deleteDisk()
+    case 86..<88: if disks.count < 6 { create() }
+    case 88..<92: #expect(isDone(pool.control(.flush)))
+    case 92..<95:
+      pool.restart()
+      handles = [:]
+    case 95..<97: for name in handles.keys.sorted() { close(name) }
+    default: for _ in 0..<random.below(2000) { pool.turn() }
+    }
+  }
+
+  func verify(_ when: String) {
+    for (name, content) in disks { verify(name, content, when) }
+    for (name, content) in snapshots { verify(name.description, content, when) }
+    #expect(status().disks == UInt64(disks.count), "\(when)")
+    #expect(status().snapshots == UInt64(snapshots.count), "\(when)")
+    for name in disks.keys {
+      guard case .disk(let info) = pool.control(.show(name: name)) else {
+        Issue.record("\(when): \(name) is not shown")
+        continue
+      }
+      #expect(info.snapshots == snapshots.keys.filter { $0.disk == name }.count, "\(when): \(name)")
+    }
+  }
+
+  private func verify(_ name: String, _ content: [UInt64], _ when: String) {
+    let (status, data) = pool.io(.read, handle(name), 0, Self.blocks << 12)
+    #expect(status == .ok, "\(when): \(name)")
+    for i in 0..<Self.blocks {
+      let expected =
+        content[i] == 0 ? [UInt8](repeating: 0, count: 4096) : pattern(content[i], 4096)
+      if Array(data[i << 12..<(i + 1) << 12]) != expected {
+        Issue.record("\(when): block \(i) of \(name) is not what it was")
+        return
+      }
+    }
+  }
+
+  func status() -> PoolStatus {
+    guard case .status(let status) = pool.control(.status) else { return PoolStatus() }
+    return status
+  }
+}
+
+private let seeds: [UInt64] = Array(1...10)
+
+@Suite struct EngineSnapshotTests {
+  @Test(arguments: seeds)
+  func treesOfDisksSnapshotsAndClonesKeepTheirContents(seed: UInt64) {
+    let model = SnapshotModel(seed: seed)
+    for round in 0..<8 {
+      for _ in 0..<50 { model.step() }
+      model.verify("seed \(seed), round \(round)")
+      if model.pool.engine.failure != nil { return }
+    }
+    #expect(isDone(model.pool.control(.flush)))
+    model.verify("seed \(seed), destaged")
+  }
+
+  @Test(arguments: seeds)
+  func deletingEverythingInAnyOrderGivesAllSpaceBack(seed: UInt64) {
+    let model = SnapshotModel(seed: 100 + seed)
+    #expect(isDone(model.pool.control(.flush)))
+    let empty = model.status().spaceUsed
+    for _ in 0..<200 { model.step() }
+    while !model.disks.isEmpty || !model.snapshots.isEmpty {
+      if model.random.oneIn(3) { model.deleteDisk() } else { model.deleteSnapshot() }
+      if model.random.oneIn(8) { model.verify("seed \(seed), in the midst of deletions") }
+      if model.pool.engine.failure != nil { return }
+    }
+    #expect(isDone(model.pool.control(.flush)))
+    let left = model.status()
+    #expect(left.spaceUsed <= empty + 64 << 10, "seed \(seed)")
+    #expect(left.spaceHeld == 0 && left.spaceFreeing == 0, "seed \(seed)")
+  }
+}
