@@ -14,8 +14,9 @@ package struct Sluice: ParsableCommand {
     abstract: "Thin disks for virtual machines, on whatever block storage you own.",
     version: sluiceVersion,
     subcommands: [
-      PoolCommands.self, ServeCommand.self, DiskCommands.self, StatusCommand.self,
-      FlushCommand.self, ScrubCommand.self, CheckCommand.self,
+      PoolCommands.self, ServeCommand.self, DiskCommands.self, SnapshotCommands.self,
+      CloneCommand.self, StatusCommand.self, FlushCommand.self, ScrubCommand.self,
+      CheckCommand.self,
     ])
 
   package init() {}

@@ -48,7 +48,7 @@ package struct DiskName: Hashable, Sendable, CustomStringConvertible {
     guard isPlain else { throw .init(name: text, broken: .characters) }
   }
 
-  private static func isPlain(_ byte: UInt8) -> Bool {
+  static func isPlain(_ byte: UInt8) -> Bool {
     switch byte {
     case 48...57, 65...90, 97...122, UInt8(ascii: "."), UInt8(ascii: "_"), UInt8(ascii: "-"): true
     default: false
@@ -84,8 +84,7 @@ package struct DiskNameError: Error, Equatable, Sendable, CustomStringConvertibl
   }
 
   package var description: String {
-    let shown = name.unicodeScalars.prefix(80).map { $0.value < 32 || $0.value == 127 ? "?" : $0 }
-    let quoted = "“\(String(String.UnicodeScalarView(shown)))\(shown.count == 80 ? "…" : "")”"
+    let quoted = quotedName(name)
     return switch broken {
     case .empty:
       "\(quoted) is not a name: each segment between “/” needs at least one character"
@@ -101,6 +100,12 @@ package struct DiskNameError: Error, Equatable, Sendable, CustomStringConvertibl
       "\(quoted) is not a name: after “%” come two hexadecimal digits, never of “/” or NUL"
     }
   }
+}
+
+/// What was given as a name, cut short and without control characters, in quotation marks.
+func quotedName(_ name: String) -> String {
+  let shown = name.unicodeScalars.prefix(80).map { $0.value < 32 || $0.value == 127 ? "?" : $0 }
+  return "“\(String(String.UnicodeScalarView(shown)))\(shown.count == 80 ? "…" : "")”"
 }
 
 func hexDigit(_ value: UInt8) -> UInt8 {

@@ -10,6 +10,8 @@ package struct Problem: Codable, Error, Equatable, Sendable, CustomStringConvert
     case alreadyExists = "already-exists"
     case inUse = "in-use"
     case hasSnapshots = "has-snapshots"
+    case isHeld = "is-held"
+    case notOfOneLine = "not-of-one-line"
     case wouldShrink = "would-shrink"
     case badName = "bad-name"
     case badSize = "bad-size"
@@ -31,7 +33,8 @@ package struct Problem: Codable, Error, Equatable, Sendable, CustomStringConvert
       case .badName, .badSize, .badRequest: 400
       case .foreignOrigin: 403
       case .noSuchDisk, .noSuchSnapshot, .noSuchResource: 404
-      case .alreadyExists, .inUse, .hasSnapshots, .wouldShrink, .refused: 409
+      case .alreadyExists, .inUse, .hasSnapshots, .wouldShrink: 409
+      case .isHeld, .notOfOneLine, .refused: 409
       case .tooLarge: 413
       case .notJSON: 415
       case .ioError, .unexpected: 500
@@ -47,6 +50,8 @@ package struct Problem: Codable, Error, Equatable, Sendable, CustomStringConvert
       case .alreadyExists: "Name in use"
       case .inUse: "Disk in use"
       case .hasSnapshots: "Disk has snapshots"
+      case .isHeld: "Snapshot held"
+      case .notOfOneLine: "Not an earlier state"
       case .wouldShrink: "Disk would shrink"
       case .badName: "Invalid name"
       case .badSize: "Invalid size"

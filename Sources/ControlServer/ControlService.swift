@@ -64,14 +64,11 @@ package struct ControlService: Sendable {
     }
   }
 
-  /// Up to `limit` disks from `cursor` on, and where to go on.
-  func disks(
-    from cursor: UInt64?, limit: Int
-  ) async throws(Problem) -> (disks: [DiskInfo], next: UInt64?) {
-    switch await engine(.list(cursor: cursor, limit: limit)) {
-    case .disks(let disks, let next): (disks, next)
-    case let reply: throw .unexpected(reply)
-    }
+  /// The reply to a request, whatever it is, unless it is a refusal.
+  func ask(_ request: ControlRequest) async throws(Problem) -> ControlReply {
+    let reply = await engine(request)
+    if case .failed(let error) = reply { throw Problem(error) }
+    return reply
   }
 }
 

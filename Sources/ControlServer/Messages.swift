@@ -5,14 +5,52 @@ import Core
 
 extension Disk {
   init(_ info: DiskInfo) {
-    let hex = String(info.id.raw, radix: 16)
     self.init(
-      name: info.name, id: String(repeating: "0", count: 16 - hex.count) + hex, size: info.size,
+      name: info.name, id: hexadecimal(info.id), size: info.size,
       used: info.used, exclusive: info.exclusive, origin: info.origin,
       created: rfc3339(nanosecondsSince1970: info.created), snapshots: info.snapshots,
       connections: info.connections, generation: info.generation, readOnly: info.readOnly,
       durability: DiskDurability(info.durability), comment: info.comment)
   }
+}
+
+extension Snapshot {
+  init(_ info: SnapshotInfo) {
+    self.init(
+      disk: info.disk, name: info.name, id: hexadecimal(info.id), size: info.size,
+      created: rfc3339(nanosecondsSince1970: info.created), used: info.used,
+      exclusive: info.exclusive, clones: info.clones, group: hexadecimal(info.group),
+      held: info.isHeld)
+  }
+}
+
+extension Change {
+  init(_ range: ChangedRange) {
+    self.init(
+      offset: range.offset, length: range.length, type: range.isZero ? .zero : .data)
+  }
+}
+
+extension SnapshotName {
+  init(_ name: DiskSnapshot) {
+    self.init(disk: name.disk.spelled, snapshot: name.snapshot)
+  }
+}
+
+extension SnapshotOrDisk {
+  init(_ state: DiskState) {
+    self =
+      switch state {
+      case .disk(let name): .disk(name.spelled)
+      case .snapshot(let name): .snapshot(SnapshotName(name))
+      }
+  }
+}
+
+/// An object id in 16 digits.
+private func hexadecimal(_ id: ObjectID) -> String {
+  let digits = String(id.raw, radix: 16)
+  return String(repeating: "0", count: 16 - digits.count) + digits
 }
 
 extension DiskDurability {
@@ -82,8 +120,8 @@ extension Problem {
       case .noSuchDisk: .noSuchDisk
       case .noSuchSnapshot: .noSuchSnapshot
       case .alreadyExists, .snapshotExists: .alreadyExists
-      case .isHeld: .inUse
-      case .notOfOneLine: .badName
+      case .isHeld: .isHeld
+      case .notOfOneLine: .notOfOneLine
       case .inUse: .inUse
       case .hasSnapshots: .hasSnapshots
       case .wouldShrink: .wouldShrink
@@ -100,7 +138,9 @@ extension Problem {
   /// A reply that does not fit the request: a refusal, or else a defect of the engine.
   static func unexpected(_ reply: ControlReply) -> Problem {
     if case .failed(let error) = reply { return Problem(error) }
-    return Problem(
-      .unexpected, "the engine's reply does not fit the request; please report this defect")
+    return .unfitting
   }
+
+  static let unfitting = Problem(
+    .unexpected, "the engine's reply does not fit the request; please report this defect")
 }

@@ -13,12 +13,13 @@
 //     GET    /v1/scrub            how far the scrub is
 //     POST   /v1/volumes          add a volume to the pool's space
 //
+// Those of snapshots and clones are in SnapshotRoutes.swift.
+//
 // NAME is one segment of the path: a name's "/" is %2F, the "%" of its spelling %25.
 
 import ControlAPI
 import Core
 import Hummingbird
-import NIOCore
 
 struct Routes: Sendable {
   let service: ControlService
@@ -34,12 +35,16 @@ struct Routes: Sendable {
       return try Response.json(await service.status())
     }
     addDisks(to: router)
+    addSnapshots(to: router)
     addMaintenance(to: router)
     return router
   }
 
   private func addDisks(to router: Router<BasicRequestContext>) {
-    router.get("/v1/disks") { request, _ in try await list(request) }
+    router.get("/v1/disks") { request, _ in
+      _ = try await request.json(NoFields.self, absent: NoFields())
+      return try await Response.list(DiskPager(service: service))
+    }
     router.post("/v1/disks") { request, _ in try await create(request) }
     router.get("/v1/disks/:name") { request, context in
       _ = try await request.json(NoFields.self, absent: NoFields())
@@ -150,51 +155,21 @@ struct Routes: Sendable {
     }
   }
 
-  private func checked(creating text: String) throws(Problem) -> DiskName {
+  func checked(creating text: String) throws(Problem) -> DiskName {
     do { return try DiskName(creating: text) } catch { throw Problem(.badName, error.description) }
   }
 
   private func name(in context: BasicRequestContext) throws(Problem) -> DiskName {
+    let text = try segment(in: context, of: "disk")
+    do { return try DiskName(text) } catch { throw Problem(.badName, error.description) }
+  }
+
+  /// The segment of the path that names a `kind` of thing, percent-decoded.
+  func segment(in context: BasicRequestContext, of kind: String) throws(Problem) -> String {
     guard let segment = context.parameters.get("name"),
       let bytes = percentDecoded(segment.utf8),
       let text = String(validating: bytes, as: UTF8.self)
-    else { throw Problem(.badName, "the disk's name in the path is not percent-encoded UTF-8") }
-    do { return try DiskName(text) } catch { throw Problem(.badName, error.description) }
-  }
-}
-
-extension Routes {
-  /// Disks asked of the engine at once: enough to make the calls cheap, few enough to keep guests'
-  /// requests from waiting.
-  private static var page: Int { 256 }
-
-  /// An array that is written as the engine yields its pages, so that no number of disks takes
-  /// much memory. An error on the way breaks the connection: the array never ends.
-  private func list(_ request: Request) async throws -> Response {
-    _ = try await request.json(NoFields.self, absent: NoFields())
-    let first = try await service.disks(from: nil, limit: Self.page)
-    let service = service
-    let body = ResponseBody { writer in
-      var page = first
-      var separator = UInt8(ascii: "[")
-      var bytes: [UInt8] = []
-      while true {
-        bytes.removeAll(keepingCapacity: true)
-        for info in page.disks {
-          bytes += [separator, UInt8(ascii: "\n")]
-          Disk(info).appendJSON(to: &bytes)
-          separator = UInt8(ascii: ",")
-        }
-        guard let next = page.next else { break }
-        try await writer.write(ByteBuffer(bytes: bytes))
-        page = try await service.disks(from: next, limit: Self.page)
-      }
-      bytes += separator == UInt8(ascii: "[") ? Array("[]\n".utf8) : Array("\n]\n".utf8)
-      try await writer.write(ByteBuffer(bytes: bytes))
-      try await writer.finish(nil)
-    }
-    return Response(
-      status: .ok, headers: [.contentType: "application/json", .cacheControl: "no-store"],
-      body: body)
+    else { throw Problem(.badName, "the \(kind)'s name in the path is not percent-encoded UTF-8") }
+    return text
   }
 }

@@ -23,8 +23,11 @@ extension NBDSession {
     default: break
     }
     if current == noIndex { return takeCommand() }
-    if requests[Int(current)].command == NBD.Command.write { return takePayload() }
-    return makePieces()
+    switch requests[Int(current)].command {
+    case NBD.Command.write: return takePayload()
+    case NBD.Command.blockStatus: return makeStatusPieces()
+    default: return makePieces()
+    }
   }
 
   private func takeCommand() -> Bool {
@@ -79,7 +82,7 @@ extension NBDSession {
     case NBD.Command.blockStatus:
       isChange = false
       allowed |= NBD.CommandFlag.reqOne
-      guard servesBlockStatus, request.length > 0 else { return NBD.Error.invalid }
+      guard !contexts.isEmpty, request.length > 0 else { return NBD.Error.invalid }
     default: return NBD.Error.invalid
     }
     if request.flags & ~allowed != 0 { return NBD.Error.invalid }
@@ -170,15 +173,27 @@ extension NBDSession {
     return remaining == 0 ? currentIsIssued() : false
   }
 
-  /// Makes the pieces of `current`, a read or a status request.
+  /// Makes the pieces of `current`, a read.
   private func makePieces() -> Bool {
     while remaining > 0, requests[Int(current)].error == 0 {
-      let isRead = requests[Int(current)].command == NBD.Command.read
-      let length = isRead ? requests[Int(current)].pieceLength(remaining: remaining) : remaining
-      let piece = makePiece(length: length)
+      let piece = makePiece(length: requests[Int(current)].pieceLength(remaining: remaining))
       if piece == noIndex { return false }
-      if isRead, !usesStructuredReplies { appendOrdered(piece) }
+      if !usesStructuredReplies { appendOrdered(piece) }
       queue(piece)
+    }
+    return currentIsIssued()
+  }
+
+  /// Makes the pieces of `current`, a status request: one for each context, and each for all of
+  /// the range.
+  private func makeStatusPieces() -> Bool {
+    while currentContext < contexts.count, requests[Int(current)].error == 0 {
+      remaining = requests[Int(current)].length
+      let piece = makePiece(length: remaining)
+      if piece == noIndex { return false }
+      pieces[Int(piece)].context = UInt8(currentContext)
+      currentContext += 1
+      if contexts[currentContext - 1].since == nil { queue(piece) } else { queueChanges(piece) }
     }
     return currentIsIssued()
   }
@@ -194,6 +209,7 @@ extension NBDSession {
   func endCurrent() {
     requests[Int(current)].isIssued = true
     current = noIndex
+    currentContext = 0
     remaining = 0
   }
 }

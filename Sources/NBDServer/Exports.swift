@@ -29,6 +29,7 @@ extension NBDSession {
     invariant(
       purpose != .nothing && handshake.request == nil, "a control reply that nobody asked for")
     handshake.awaiting = .nothing
+    if purpose == .changes { return changesReplied(reply) }
     if phase >= .draining {
       // The peer went while its disk was being opened.
       if case .opened(let opened, _, _) = reply { handle = opened }
@@ -40,8 +41,10 @@ extension NBDSession {
       if case .disk(let info) = reply { handshake.description = info.comment }
       putExport()
     case .list: listed(reply)
+    case .context: contextChecked(reply)
+    case .contextList: snapshotsListed(reply)
     case .infoClose: parse()
-    case .finalClose, .nothing: break
+    case .finalClose, .changes, .nothing: break
     }
   }
 
@@ -50,9 +53,13 @@ extension NBDSession {
   func forgetHandshake() {
     guard handshake.request != nil else { return }
     switch handshake.awaiting {
-    case .open, .show, .list:
+    case .open, .show, .list, .context, .contextList:
       handshake.request = nil
       handshake.awaiting = .nothing
+    case .changes:
+      handshake.request = nil
+      handshake.awaiting = .nothing
+      freeAsked()
     case .infoClose, .finalClose, .nothing: break
     }
   }
@@ -63,6 +70,8 @@ extension NBDSession {
       handshakeOutput.release()
     } else if handshake.isListing, handshake.awaiting == .nothing {
       putList()
+    } else if handshake.query.isListing, handshake.awaiting == .nothing {
+      putSnapshotContexts()
     } else if stall == .output {
       parse()
     }
@@ -147,7 +156,8 @@ extension NBDSession {
   }
 
   private func beginTransmission() {
-    servesBlockStatus = usesStructuredReplies && handshake.contextName == handshake.name
+    let isForThis = usesStructuredReplies && handshake.contextExport == handshake.name
+    contexts = isForThis ? handshake.contexts : []
     phase = .transmission
     parse()
   }

@@ -123,9 +123,14 @@ package enum NBD {
   }
 
   package static let stateHoleAndZero: UInt32 = 3
+  package static let stateDirty: UInt32 = 1
   package static let allocationContext = "base:allocation"
-  /// The id under which `base:allocation` is replied; any number would do.
-  package static let allocationContextID: UInt32 = 1
+  /// With a snapshot's name behind it: what changed since, dirty or not.
+  package static let changedContext = "sluice:changed:"
+  /// The same for programs that know only QEMU's (docs/interop/nbd.txt of QEMU).
+  package static let bitmapContext = "qemu:dirty-bitmap:"
+  /// Contexts that one client may select.
+  package static let maximumContexts = 8
 
   package enum Error {
     package static let none: UInt32 = 0
@@ -156,9 +161,18 @@ extension ControlError {
   /// Why a disk could not be opened, as the type of an option's error reply.
   var optionReply: UInt32 {
     switch self {
-    case .noSuchDisk, .badName: NBD.Reply.unknown
+    case .noSuchDisk, .noSuchSnapshot, .badName: NBD.Reply.unknown
     case .stopping: NBD.Reply.shutdown
     default: NBD.Reply.policy
+    }
+  }
+
+  /// Why changes could not be told, as an NBD error value.
+  var wireError: UInt32 {
+    switch self {
+    case .noSuchDisk, .noSuchSnapshot, .notOfOneLine, .badName: NBD.Error.invalid
+    case .stopping: NBD.Error.shutdown
+    default: NBD.Error.inputOutput
     }
   }
 }

@@ -95,7 +95,8 @@ package final class NBDSession {
   var exportSize: UInt64 = 0
   var isReadOnly = false
   var usesStructuredReplies = false
-  var servesBlockStatus = false
+  /// Those that the client has selected for it. The id of each is its place, from 1 on.
+  var contexts: [MetadataContext] = []
 
   // Tables.
   let requests: UnsafeMutablePointer<Request>
@@ -103,12 +104,17 @@ package final class NBDSession {
   let freeRequests = IndexStack(capacity: NBDSession.maximumRequests)
   let freePieces = IndexStack(capacity: NBDSession.maximumPieces)
   let queuedPieces = IndexRing(capacity: 256)
+  /// Pieces that wait to ask what changed, and the one that does (Changes.swift).
+  let queuedChanges = IndexRing(capacity: 256)
+  var askedPiece = noIndex
   var submittedPieces = 0
   let output = OutputQueue(items: NBDSession.maximumRequests + NBDSession.maximumPieces)
   var sendUnderWay = false
 
   // The newest request, while it takes payload or makes pieces.
   var current = noIndex
+  /// Of `current`, a status request: the contexts that have got their piece.
+  var currentContext = 0
   /// Bytes of `current` for which no piece was made yet; of a failed write, bytes to skip.
   var remaining: UInt32 = 0
   /// The piece of `current` whose payload is coming in, and how much of it is there.
@@ -397,7 +403,7 @@ package final class NBDSession {
   /// Closes the disk once nothing more can be asked of it.
   func settleEnd() {
     guard phase >= .draining, let open = handle, submittedPieces == 0, queuedPieces.isEmpty,
-      handshake.awaiting == .nothing
+      queuedChanges.isEmpty, handshake.awaiting == .nothing
     else { return }
     handle = nil
     handshake.request = .close(open)
@@ -405,11 +411,8 @@ package final class NBDSession {
   }
 
   private func freeQueued() {
-    while true {
-      let index = queuedPieces.popFirst()
-      if index == noIndex { return }
-      freePiece(index)
-    }
+    while case let index = queuedPieces.popFirst(), index != noIndex { freePiece(index) }
+    while case let index = queuedChanges.popFirst(), index != noIndex { freePiece(index) }
   }
 
   private func dropOutput() {

@@ -1,11 +1,15 @@
 import Core
 
 // Input of the handshake: from bytes in the staging buffer to options. Answers that need the
-// engine go on in Exports.swift.
+// engine go on in Exports.swift and Contexts.swift.
 
 /// What the handshake has to remember.
 struct Handshake {
-  enum Awaiting: UInt8 { case nothing, open, show, list, infoClose, finalClose }
+  enum Awaiting: UInt8 {
+    case nothing, open, show, list, context, contextList, infoClose, finalClose
+    /// In the transmission phase: what changed, for a block status.
+    case changes
+  }
 
   struct Wants: OptionSet {
     let rawValue: UInt8
@@ -25,8 +29,9 @@ struct Handshake {
   var name = ""
   var wants: Wants = []
   var description: String?
-  /// The export for which `base:allocation` was selected last.
-  var contextName: String?
+  /// The metadata contexts that were selected last, and the export that they are for.
+  var contexts: [MetadataContext] = []
+  var contextExport = ""
   /// Bytes of an option that is too long that are still to be skipped.
   var skip: UInt32 = 0
 
@@ -35,6 +40,9 @@ struct Handshake {
   var page: [DiskInfo] = []
   var pageIndex = 0
   var cursor: UInt64?
+
+  /// LIST_META_CONTEXT and SET_META_CONTEXT: what was asked for and was not answered yet.
+  var query = ContextQuery()
 }
 
 extension NBDSession {
@@ -160,45 +168,8 @@ extension NBDSession {
     open(name, wants: wants)
   }
 
-  /// `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`: there is one context. Whether the
-  /// export exists shows when it is opened.
-  private func answerMetaContext(_ data: OptionReader, selects: Bool) {
-    var data = data
-    if selects { handshake.contextName = nil }
-    guard usesStructuredReplies else {
-      return refuse(NBD.Reply.invalid, "structured replies must be negotiated first")
-    }
-    guard let bytes = data.string(), let count = data.number(UInt32.self) else {
-      return refuse(NBD.Reply.invalid, "the option's data is malformed")
-    }
-    var isChosen = !selects && count == 0
-    for _ in 0..<count {
-      // Ends at the first query that is not there, whatever the count claims.
-      guard let query = data.string() else {
-        return refuse(NBD.Reply.invalid, "the option's data is malformed")
-      }
-      if equal(query, NBD.allocationContext) || (!selects && equal(query, "base:")) {
-        isChosen = true
-      }
-    }
-    if data.remaining > 0 { return refuse(NBD.Reply.invalid, "the option's data is malformed") }
-    guard let name = exportName(bytes) else { return }
-    if isChosen {
-      let context = NBD.allocationContext[...].utf8
-      putReply(NBD.Reply.metaContext, length: 4 + context.count)
-      handshakeOutput.put(selects ? NBD.allocationContextID : 0)
-      handshakeOutput.put(context)
-      if selects { handshake.contextName = name }
-    }
-    acknowledge()
-  }
-
-  private func equal(_ bytes: UnsafeRawBufferPointer, _ text: String) -> Bool {
-    bytes.elementsEqual(text.utf8)
-  }
-
   /// The name of an export, or nil after it was refused: there is no default export.
-  private func exportName(_ bytes: UnsafeRawBufferPointer) -> String? {
+  func exportName(_ bytes: UnsafeRawBufferPointer) -> String? {
     if bytes.isEmpty {
       refuse(NBD.Reply.unknown, "there is no default export; name a disk")
       return nil

@@ -137,7 +137,11 @@ extension NBDSession {
       freePiece(index)
       settle(request)
     }
-    // Whoever waits for memory to go on with a request that has failed waits no longer.
+    endVainStall(of: request)
+  }
+
+  /// Who waits for memory to go on with a request that has failed waits no longer.
+  func endVainStall(of request: UInt16) {
     if request == current, requests[Int(request)].error != 0, stall == .provider { stall = .own }
   }
 

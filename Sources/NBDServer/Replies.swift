@@ -141,18 +141,25 @@ extension NBDSession {
       freePiece(index)
       return settle(owner)
     }
-    let mostRuns = request.flags & NBD.CommandFlag.reqOne != 0 ? 1 : Int.max
     let runs = convertExtents(
       memory, count: min(count, blockSize / MemoryLayout<ExtentStatus>.stride),
-      length: UInt64(request.length), mostRuns: mostRuns)
+      length: UInt64(request.length), mostRuns: request.mostRuns)
+    putStatus(index, runs: runs)
+  }
+
+  /// The `runs` descriptors in a piece's memory are the reply's chunk for one context.
+  func putStatus(_ index: UInt16, runs: Int) {
+    let piece = pieces[Int(index)]
+    let request = requests[Int(piece.request)]
+    let isLast = request.outstanding == 0 && request.isIssued
     pieces[Int(index)].state = .done
     let header = output.append(
-      headerBytes: NBD.chunkHeaderBytes + 4, payload: memory, payloadBytes: UInt32(8 * runs),
-      piece: index, request: owner)
+      headerBytes: NBD.chunkHeaderBytes + 4, payload: piece.memory, payloadBytes: UInt32(8 * runs),
+      piece: index, request: isLast ? piece.request : noIndex)
     putChunkHeader(
-      header, flags: NBD.Chunk.done, type: NBD.Chunk.blockStatus, cookie: request.cookie,
-      length: UInt32(4 + 8 * runs))
-    header.putBig(NBD.allocationContextID, at: NBD.chunkHeaderBytes)
+      header, flags: isLast ? NBD.Chunk.done : 0, type: NBD.Chunk.blockStatus,
+      cookie: request.cookie, length: UInt32(4 + 8 * runs))
+    header.putBig(UInt32(piece.context) + 1, at: NBD.chunkHeaderBytes)
   }
 
   /// Returns how many descriptors of 8 bytes were written over the `count` extents of 16 bytes;
@@ -160,36 +167,18 @@ extension NBDSession {
   private func convertExtents(
     _ memory: UnsafeMutableRawPointer, count: Int, length: UInt64, mostRuns: Int
   ) -> Int {
-    var runs = 0
+    var runs = RunWriter(memory: memory, most: mostRuns)
     var covered: UInt64 = 0
-    var run: UInt64 = 0
-    var state: UInt32 = 0
     var i = 0
     while covered < length, i < count {
       let extent = memory.load(fromByteOffset: 16 * i, as: ExtentStatus.self)
       i += 1
       if extent.length == 0 { continue }
-      let next = extent.isHole ? NBD.stateHoleAndZero : 0
-      if run > 0, next != state {
-        if runs + 1 == mostRuns { break }
-        putExtent(memory, at: runs, run, state)
-        runs += 1
-        run = 0
-      }
-      state = next
       let part = min(extent.length, length - covered)
-      run += part
+      guard runs.add(part, extent.isHole ? NBD.stateHoleAndZero : 0) else { break }
       covered += part
     }
-    putExtent(memory, at: runs, run > 0 ? run : length, run > 0 ? state : 0)
-    return runs + 1
-  }
-
-  private func putExtent(
-    _ memory: UnsafeMutableRawPointer, at index: Int, _ length: UInt64, _ state: UInt32
-  ) {
-    memory.putBig(UInt32(length), at: 8 * index)
-    memory.putBig(state, at: 8 * index + 4)
+    return runs.end(orAll: length, 0)
   }
 
   // MARK: Messages
@@ -235,5 +224,52 @@ extension NBDSession {
     header.putBig(type, at: 6)
     header.putBig(cookie, at: 8)
     header.putBig(length, at: 16)
+  }
+}
+
+extension Request {
+  /// How many runs the reply to a status request may have for each context; what is in a piece's
+  /// memory is not more.
+  var mostRuns: Int { flags & NBD.CommandFlag.reqOne != 0 ? 1 : blockSize / 8 }
+}
+
+/// Writes the descriptors of a status reply, 4 bytes of length and 4 of state each; neighbours in
+/// one state become one.
+struct RunWriter {
+  private let memory: UnsafeMutableRawPointer
+  private let most: Int
+  private var count = 0
+  /// The last run, which is not written yet.
+  private var length: UInt64 = 0
+  private var state: UInt32 = 0
+
+  init(memory: UnsafeMutableRawPointer, most: Int) {
+    self.memory = memory
+    self.most = most
+  }
+
+  /// False when it would be one run too many.
+  mutating func add(_ part: UInt64, _ next: UInt32) -> Bool {
+    if length > 0, next != state {
+      if count + 1 == most { return false }
+      put()
+      length = 0
+    }
+    state = next
+    length += part
+    return true
+  }
+
+  /// Returns how many there are; one of `all` bytes where none was added.
+  mutating func end(orAll all: UInt64, _ otherwise: UInt32) -> Int {
+    if length == 0 { (length, state) = (all, otherwise) }
+    put()
+    return count
+  }
+
+  private mutating func put() {
+    memory.putBig(UInt32(length), at: 8 * count)
+    memory.putBig(state, at: 8 * count + 4)
+    count += 1
   }
 }

@@ -48,6 +48,8 @@ struct Piece {
     /// Waits for the driver to take it to the engine.
     case queued
     case submitted
+    /// Its control request is under way.
+    case asked
     /// A read that was completed and waits for its turn, or for the socket.
     case done
   }
@@ -60,6 +62,8 @@ struct Piece {
   /// The next piece of the same simple read reply.
   var next = noIndex
   var state = State.free
+  /// Of a status request: the metadata context that it is for.
+  var context: UInt8 = 0
 
   /// Where the payload starts: memory stands for the first covered block.
   @inline(__always) var payload: UnsafeMutableRawPointer {

@@ -12,9 +12,12 @@ struct CommandResult {
 
 /// Runs the executable next to the test's own with only the given environment. It blocks.
 ///
-/// - Parameter isRead: whether anybody reads its standard output.
+/// - Parameters:
+///   - isRead: whether anybody reads its standard output.
+///   - whileRunning: called with the process's id once it is started.
 func runProgram(
-  _ arguments: [String], environment: [String] = [], scratch: String, isRead: Bool = true
+  _ arguments: [String], environment: [String] = [], scratch: String, isRead: Bool = true,
+  whileRunning: (pid_t) -> Void = { _ in }
 ) throws -> CommandResult {
   var own = [UInt8](repeating: 0, count: 4096)
   let length = readlink("/proc/self/exe", &own, own.count)
@@ -37,9 +40,18 @@ func runProgram(
   var argv = ([String(program)] + arguments).map { strdup($0) } + [nil]
   var envp = environment.map { strdup($0) } + [nil]
   defer { for text in argv + envp { free(text) } }
+  // The test's thread blocks all signals, which a new process would inherit.
+  var attributes = posix_spawnattr_t()
+  posix_spawnattr_init(&attributes)
+  defer { posix_spawnattr_destroy(&attributes) }
+  var none = sigset_t()
+  sigemptyset(&none)
+  posix_spawnattr_setsigmask(&attributes, &none)
+  posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
   var pid = pid_t()
-  let error = posix_spawn(&pid, String(program), &actions, nil, &argv, &envp)
+  let error = posix_spawn(&pid, String(program), &actions, &attributes, &argv, &envp)
   guard error == 0 else { throw TestFailure(what: "spawn \(program): \(error)") }
+  whileRunning(pid)
   var status: Int32 = 0
   waitpid(pid, &status, 0)
   return CommandResult(
@@ -57,20 +69,20 @@ private func contents(_ path: String) throws -> String {
   return String(decoding: bytes, as: UTF8.self)
 }
 
-@Suite("The command line as a program")
-struct CommandTests {
-  /// Runs commands against a server over a fake engine.
-  private func withDaemon(
-    _ engine: FakeEngine = FakeEngine(),
-    _ body: @escaping @Sendable (TestServer, (String...) throws -> CommandResult) throws -> Void
-  ) async throws {
-    try await TestServer.run(engine: engine) { server in
-      try body(server) { (arguments: String...) in
-        try runProgram(arguments + ["--pool", server.directory], scratch: server.directory)
-      }
+/// Runs commands against a server over a fake engine.
+func withDaemon(
+  _ engine: FakeEngine = FakeEngine(),
+  _ body: @escaping @Sendable (TestServer, (String...) throws -> CommandResult) throws -> Void
+) async throws {
+  try await TestServer.run(engine: engine) { server in
+    try body(server) { (arguments: String...) in
+      try runProgram(arguments + ["--pool", server.directory], scratch: server.directory)
     }
   }
+}
 
+@Suite("The command line as a program")
+struct CommandTests {
   @Test("A disk goes through its life")
   func lifeOfADisk() async throws {
     try await withDaemon { server, run throws in
@@ -161,6 +173,24 @@ struct CommandTests {
       ["disk", "set", "a", "read_only=yes"], ["disk", "set", "a", "read_only=on", "read_only=off"],
       ["status", "--api", "nowhere"], ["status", "--api", "unix:/x", "--pool", "/x"],
       ["status", "--frob"], ["status"], ["serve"],
+      ["snapshot", "create"], ["snapshot", "create", "a"], ["snapshot", "create", "a@"],
+      ["snapshot", "create", "a@.."], ["snapshot", "create", "a@b/c"],
+      ["snapshot", "create", "@s"],
+      ["snapshot", "create", "a@s", "b"], ["snapshot", "create", "a@s", "a@s"],
+      ["snapshot", "create", "s t", "a"], ["snapshot", "create", "s", "a", "a"],
+      ["snapshot", "create", "a@s", "--quiesce"],
+      ["snapshot", "create", "a@s", "--quiesce", "x", "x"],
+      ["snapshot", "create", "a@s", "--quiesce", String(repeating: "x", count: 120)],
+      ["snapshot", "create", "a@s", "--quiesce", "x", "--quiesce-timeout", "0"],
+      ["snapshot", "create", "--quiesce", "x", "s", "a"],
+      ["snapshot", "list", "a@s"], ["snapshot", "delete", "a"], ["snapshot", "rollback", "a"],
+      ["snapshot", "rename", "a@s", "b@t"], ["snapshot", "rename", "a@s", "t/u"],
+      ["snapshot", "rename", "a@s", String(repeating: "x", count: 256)],
+      ["snapshot", "hold", "a@s@t"], ["snapshot", "release"], ["snapshot", "diff", "a"],
+      ["snapshot", "diff", "a@s", "a@"], ["clone", "a@s"], ["clone", "a", "b"],
+      ["clone", "a@s", "b@c"], ["clone", "a@s", "b%20c"], ["clone", "a@s", "b", "--count", "0"],
+      ["clone", "a@s", "b", "--count", "100001"], ["clone", "a@s", "b", "--count", "x"],
+      ["clone", "a@s", String(repeating: "x", count: 254), "--count", "10"],
     ])
   func wrongUsage(arguments: [String]) async throws {
     try await blocking {
@@ -178,6 +208,9 @@ struct CommandTests {
     arguments: [
       [], ["disk"], ["disk", "create"], ["disk", "list"], ["disk", "show"], ["disk", "rename"],
       ["disk", "resize"], ["disk", "set"], ["disk", "delete"], ["status"], ["flush"], ["scrub"],
+      ["snapshot"], ["snapshot", "create"], ["snapshot", "list"], ["snapshot", "delete"],
+      ["snapshot", "rollback"], ["snapshot", "rename"], ["snapshot", "hold"],
+      ["snapshot", "release"], ["snapshot", "diff"], ["clone"],
     ])
   func help(command: [String]) async throws {
     try await blocking {

@@ -7,8 +7,15 @@ final class FakeEngine: Sendable {
     var disks: [String: DiskInfo] = [:]
     /// Names in the order of creation: the order of the list.
     var order: [String] = []
+    var snapshots: [SnapshotInfo] = []
+    /// What every comparison finds.
+    var changes: [ChangedRange] = []
+    /// The comparisons and rollbacks that were asked for.
+    var asked: [String] = []
     var flushes = 0
     var lists = 0
+    /// Runs when snapshots are taken.
+    var onSnapshot: (@Sendable () -> Void)?
     var scrub = ScrubReport()
     var status = PoolStatus()
     /// What the next request other than `status` is answered with.
@@ -64,6 +71,9 @@ extension FakeEngine.State {
       flushes += 1
       return .done
     case .scrub, .scrubProgress: return .scrub(scrub)
+    case .snapshot, .listSnapshots, .deleteSnapshot, .renameSnapshot, .holdSnapshot, .rollback,
+      .clone, .diff:
+      return answerSnapshots(request)
     default: return .done
     }
   }
@@ -94,8 +104,11 @@ extension FakeEngine.State {
       if let durability = change.durability { disks[name]!.durability = durability }
       if let readOnly = change.readOnly { disks[name]!.readOnly = readOnly }
       if let comment = change.comment { disks[name]!.comment = comment }
-    case .delete(let name, _, let force):
+    case .delete(let name, let withSnapshots, let force):
       guard let disk = disks[name] else { return .failed(.noSuchDisk(name)) }
+      guard disk.snapshots == 0 || withSnapshots else {
+        return .failed(.hasSnapshots(name, count: disk.snapshots))
+      }
       guard disk.connections == 0 || force else {
         return .failed(.inUse(name, connections: disk.connections))
       }
@@ -104,5 +117,86 @@ extension FakeEngine.State {
     default: break
     }
     return .done
+  }
+}
+
+extension FakeEngine.State {
+  fileprivate mutating func answerSnapshots(_ request: ControlRequest) -> ControlReply {
+    switch request {
+    case .snapshot(let names): return take(names)
+    case .listSnapshots(let disk, let cursor, let limit):
+      if let disk, disks[disk] == nil { return .failed(.noSuchDisk(disk)) }
+      let all = snapshots.filter { disk == nil || $0.disk == disk }
+      let start = Int(cursor ?? 0)
+      let end = min(all.count, start + limit)
+      return .snapshots(Array(all[start..<end]), next: end < all.count ? UInt64(end) : nil)
+    case .clone(let name, let prefix, let count):
+      guard find(name) != nil else { return .failed(.noSuchSnapshot(name)) }
+      let names = count.map { (1...$0).map { "\(prefix)-\($0)" } } ?? [prefix]
+      for clone in names where disks[clone] != nil { return .failed(.alreadyExists(clone)) }
+      for clone in names {
+        add(name: clone, size: 1 << 20)
+        disks[clone]!.origin = name.description
+      }
+      return .done
+    case .diff(let old, let new, let from, let limit):
+      guard find(old) != nil else { return .failed(.noSuchSnapshot(old)) }
+      let place =
+        switch new {
+        case .disk(let name): name
+        case .snapshot(let name): name.description
+        }
+      asked.append("diff \(old) \(place)")
+      let later = changes.filter { $0.offset >= from }
+      let next = later.count > limit ? later[limit].offset : nil
+      return .changes(Array(later.prefix(limit)), next: next)
+    default: return changeSnapshot(request)
+    }
+  }
+
+  private mutating func take(_ names: [SnapshotName]) -> ControlReply {
+    onSnapshot?()
+    for name in names {
+      if disks[name.disk] == nil { return .failed(.noSuchDisk(name.disk)) }
+      if find(name) != nil { return .failed(.snapshotExists(name)) }
+    }
+    let group = ObjectID(UInt64(snapshots.count) + 256)
+    for name in names {
+      snapshots.append(
+        SnapshotInfo(
+          disk: name.disk, name: name.snapshot, id: ObjectID(UInt64(snapshots.count) + 256),
+          created: 1_772_366_400_000_000_000, size: disks[name.disk]!.size, used: 8192,
+          exclusive: 4096, clones: 0, group: group, isHeld: false))
+      disks[name.disk]!.snapshots += 1
+    }
+    return .done
+  }
+
+  private mutating func changeSnapshot(_ request: ControlRequest) -> ControlReply {
+    switch request {
+    case .deleteSnapshot(let name):
+      guard let index = find(name) else { return .failed(.noSuchSnapshot(name)) }
+      if snapshots[index].isHeld { return .failed(.isHeld(name)) }
+      snapshots.remove(at: index)
+    case .renameSnapshot(let name, let new):
+      guard let index = find(name) else { return .failed(.noSuchSnapshot(name)) }
+      let target = SnapshotName(disk: name.disk, snapshot: new)
+      if find(target) != nil { return .failed(.snapshotExists(target)) }
+      snapshots[index].name = new
+    case .holdSnapshot(let name, let held):
+      guard let index = find(name) else { return .failed(.noSuchSnapshot(name)) }
+      snapshots[index].isHeld = held
+    case .rollback(let name, let force):
+      guard find(name) != nil else { return .failed(.noSuchSnapshot(name)) }
+      let clients = disks[name.disk]?.connections ?? 0
+      if clients > 0, !force { return .failed(.inUse(name.disk, connections: clients)) }
+      asked.append("rollback \(name)")
+    default: break
+    }
+    return .done
+  }
+
+  private func find(_ name: SnapshotName) -> Int? {
+    snapshots.firstIndex { $0.disk == name.disk && $0.name == name.snapshot }
   }
 }

@@ -64,6 +64,24 @@ struct MessageTests {
     #expect(text.contains("\"origin\":null"))
   }
 
+  @Test("A snapshot and a change written by hand are what the encoder writes")
+  func appendedSnapshots() throws {
+    let snapshot = Snapshot(
+      disk: "a/b%20c", name: "s.1", id: "0100000000000010", size: 1 << 50,
+      created: "2026-03-01T12:00:00Z", used: .max, exclusive: 0, clones: 3,
+      group: "0100000000000009", held: true)
+    var bytes: [UInt8] = []
+    snapshot.appendJSON(to: &bytes)
+    #expect(try JSONText.encode(snapshot) == bytes)
+    for change in [
+      Change(offset: 0, length: .max, type: .zero), Change(offset: 4096, length: 512, type: .data),
+    ] {
+      bytes = []
+      change.appendJSON(to: &bytes)
+      #expect(try JSONText.encode(change) == bytes)
+    }
+  }
+
   @Test(
     "A body with an unknown, missing, null or mistyped field is refused by its name",
     arguments: [
@@ -107,7 +125,9 @@ struct MessageTests {
       (.noSuchDisk("a"), 404), (.alreadyExists("a"), 409), (.inUse("a", connections: 1), 409),
       (.hasSnapshots("a", count: 2), 409), (.wouldShrink("a"), 409), (.badName("n"), 400),
       (.badSize("s"), 400), (.noSpace, 507), (.suspended, 503), (.stopping, 503),
-      (.ioError("x"), 500),
+      (.ioError("x"), 500), (.noSuchSnapshot(.init(disk: "a", snapshot: "s")), 404),
+      (.snapshotExists(.init(disk: "a", snapshot: "s")), 409),
+      (.isHeld(.init(disk: "a", snapshot: "s")), 409), (.notOfOneLine("a@s", "b"), 409),
     ] as [(ControlError, Int)])
   func engineErrors(error: ControlError, status: Int) {
     let problem = Problem(error)

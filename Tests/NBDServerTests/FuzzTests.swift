@@ -32,9 +32,15 @@ import Testing
           NBD.Option.info, Message.info("disk", [NBD.Info.description, NBD.Info.name]))
       }
       if isStructured { bytes += Message.option(NBD.Option.structuredReply) }
+      if isStructured, random.oneIn(4) {
+        bytes += Message.option(
+          NBD.Option.listMetaContext, Message.context("disk", ["qemu:", "sluice:changed:a"]))
+      }
       if hasContext {
         bytes += Message.option(
-          NBD.Option.setMetaContext, Message.context("disk", ["base:allocation"]))
+          NBD.Option.setMetaContext,
+          Message.context(
+            "disk", ["base:allocation", "sluice:changed:a", "qemu:dirty-bitmap:b", "base:other"]))
       }
       bytes += Message.option(NBD.Option.go, Message.info("disk", [NBD.Info.blockSize]))
       for _ in 0..<random.below(40) { add(&random, hasContext) }
@@ -75,6 +81,10 @@ import Testing
     let harness = Harness(size: Self.size, memoryLimit: limit)
     harness.random = SeededRandom(seed: random.next())
     harness.disk.fillWithPattern()
+    let changes = (0..<100).map {
+      ChangedRange(offset: UInt64($0) * 8192, length: 4096, isZero: $0 % 3 == 0)
+    }
+    harness.catalog.disks[0].snapshots = [("a", changes), ("b", [])]
     harness.disk.slots = 1 + Int(random.below(200))
     if random.oneIn(3) { harness.provider.limit = maximumPiece + blockSize }
     return (harness, limit)

@@ -93,6 +93,7 @@ import Testing
   @Test(arguments: [
     (ControlError.stopping, NBD.Reply.shutdown), (.suspended, NBD.Reply.policy),
     (.badName("no such name is possible"), NBD.Reply.unknown),
+    (.noSuchSnapshot(SnapshotName(disk: "disk", snapshot: "s")), NBD.Reply.unknown),
   ])
   func `The reason why an export can't be opened is told`(error: ControlError, type: UInt32) {
     let client = greeted()

@@ -180,13 +180,18 @@ final class TestCatalog {
     var size: UInt64
     var readOnly = false
     var comment = ""
+    /// Oldest first, and what has changed since each: the same whatever it is compared with.
+    var snapshots: [(name: String, changes: [ChangedRange])] = []
   }
   var disks: [Disk] = []
   private(set) var openHandles: Set<UInt32> = []
   private(set) var opens = 0
   private(set) var closes = 0
   private(set) var lists = 0
+  private(set) var diffs = 0
   var failure: ControlError?
+  /// If given: comparisons tell nothing but that they are to be gone on with here.
+  var nextWithoutChanges: UInt64?
 
   func reply(to request: ControlRequest) -> ControlReply {
     if case .close(let handle) = request {
@@ -214,8 +219,46 @@ final class TestCatalog {
       let from = Int(cursor ?? 0)
       let to = min(disks.count, from + limit)
       return .disks(disks[from..<to].map(info), next: to < disks.count ? UInt64(to) : nil)
+    case .listSnapshots(let name, let cursor, let limit):
+      lists += 1
+      guard let disk = disks.first(where: { $0.name == name }) else {
+        return .failed(.noSuchDisk(name ?? ""))
+      }
+      let from = Int(cursor ?? 0)
+      let to = min(disk.snapshots.count, from + limit)
+      let page = disk.snapshots[from..<to].map { snapshot($0.name, of: disk) }
+      return .snapshots(page, next: to < disk.snapshots.count ? UInt64(to) : nil)
+    case .diff(let old, let new, let from, let limit): return diff(old, new, from, limit)
     default: preconditionFailure("a front end asked \(request)")
     }
+  }
+
+  private func diff(
+    _ old: SnapshotName, _ new: SnapshotOrDisk, _ from: UInt64, _ limit: Int
+  ) -> ControlReply {
+    diffs += 1
+    if let nextWithoutChanges { return .changes([], next: nextWithoutChanges) }
+    guard let disk = disks.first(where: { $0.name == old.disk }) else {
+      return .failed(.noSuchDisk(old.disk))
+    }
+    let names = disk.snapshots.map(\.name)
+    guard let first = names.firstIndex(of: old.snapshot) else {
+      return .failed(.noSuchSnapshot(old))
+    }
+    if case .snapshot(let later) = new {
+      guard let last = names.firstIndex(of: later.snapshot), last > first else {
+        return .failed(.notOfOneLine("\(old)", "\(later)"))
+      }
+    }
+    let rest = disk.snapshots[first].changes.filter { $0.offset + $0.length > from }
+    let end = rest.prefix(limit).last.map { $0.offset + $0.length } ?? 0
+    return .changes(Array(rest.prefix(limit)), next: rest.count > limit ? end : nil)
+  }
+
+  private func snapshot(_ name: String, of disk: Disk) -> SnapshotInfo {
+    SnapshotInfo(
+      disk: disk.name, name: name, id: ObjectID(8), created: 0, size: disk.size, used: 0,
+      exclusive: 0, clones: 0, group: ObjectID(8), isHeld: false)
   }
 
   private func info(_ disk: Disk) -> DiskInfo {

@@ -74,7 +74,10 @@ struct OptionReply: Equatable {
 struct Reply: Equatable {
   var error: UInt32 = 0
   var chunks: [Chunk] = []
-  var extents: [Extent] = []
+  /// Of block status, by the id of their context.
+  var contexts: [UInt32: [Extent]] = [:]
+  /// Those of the only context.
+  var extents: [Extent] { contexts.count == 1 ? contexts.values.first! : [] }
   var isStructured = false
   var isDone = false
 
@@ -286,10 +289,13 @@ final class TestClient {
       reply.chunks.append(.init(offset: offset, data: take(count - 8)))
     case NBD.Chunk.blockStatus:
       #expect(count >= 12 && count % 8 == 4)
-      #expect(number(UInt32.self) == NBD.allocationContextID)
+      let context = number(UInt32.self)
+      #expect(reply.contexts[context] == nil, "two chunks for context \(context)")
+      var extents: [Reply.Extent] = []
       for _ in 0..<(count - 4) / 8 {
-        reply.extents.append(.init(length: number(UInt32.self), state: number(UInt32.self)))
+        extents.append(.init(length: number(UInt32.self), state: number(UInt32.self)))
       }
+      reply.contexts[context] = extents
     case NBD.Chunk.error:
       reply.error = number(UInt32.self)
       _ = take(Int(number(UInt16.self)))
