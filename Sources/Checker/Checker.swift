@@ -62,7 +62,8 @@ package struct Checker {
       findings: findings
     ).run()
     try LoggedExtents(
-      members: members, events: outcome.events, findings: findings, owners: owners
+      members: members, events: outcome.events, options: options, findings: findings,
+      owners: owners
     ).run()
     let space = try TreeWalk(
       reader, root: members.root.space, kind: .space, owner: TreeOwner.space, findings: findings
@@ -88,20 +89,25 @@ struct DiskNames {
   let events: LogEvents
 
   func name(_ id: ObjectID) -> String {
-    var path: [String] = []
+    var path = ""
     var at = id
     for _ in 0..<64 {
       guard let record = record(at) else {
         if path.isEmpty, let bytes = events.createdNames[at.raw] {
-          path.append(String(decoding: bytes, as: UTF8.self))
+          path = String(decoding: bytes, as: UTF8.self)
         }
         break
       }
-      path.append(String(decoding: record.name, as: UTF8.self))
+      let name = String(decoding: record.name, as: UTF8.self)
+      if record.kind == .snapshot {
+        path = "@" + name
+      } else {
+        path = name + (path.isEmpty || path.hasPrefix("@") ? "" : "/") + path
+      }
       at = record.parent
       if at == .root { break }
     }
-    return path.isEmpty ? "object \(id.raw)" : path.reversed().joined(separator: "/")
+    return path.isEmpty ? "object \(id.raw)" : path
   }
 
   private func record(_ id: ObjectID) -> ObjectRecord? {
