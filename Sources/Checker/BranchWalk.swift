@@ -61,7 +61,7 @@ struct BranchWalk {
         try visitor.own(pointer)
         own.descend()
       case .extent(let extent) where extent.birth > instant:
-        place(extent)
+        place(extent, extent.count)
         try visitor.own(extent)
         own.advance()
       case .node(let pointer):
@@ -75,11 +75,12 @@ struct BranchWalk {
     }
   }
 
-  private mutating func place(_ extent: Extent) {
+  /// Blocks of the object's own leaves, shared or not, come in order.
+  private mutating func place(_ extent: Extent, _ count: UInt64) {
     if extent.first < ownEnd {
       findings.complain("the map of object \(object.raw) holds block \(extent.first) twice")
     }
-    ownEnd = max(ownEnd, extent.end)
+    ownEnd = max(ownEnd, extent.first + count)
   }
 
   /// The subtree in the object's head is shared: one step on the parent's side.
@@ -110,7 +111,7 @@ struct BranchWalk {
     case .extent(let other) where other.first == extent.first:
       let count = min(other.count, extent.count)
       if other.agrees(with: extent, count) {
-        place(extent)
+        place(extent, count)
         own.advance(blocks: count)
         parent.advance(blocks: count)
       } else {

@@ -281,16 +281,16 @@ struct CatalogCheck {
   private func compareNames() throws(CheckFailure) {
     let names = try events.names.sorted()
     while let first = names.head {
-      var taken = false
+      var holder: UInt64?
       while let r = names.head, (r.a, r.b, r.c) == (first.a, first.b, first.c) {
         let isRemoval = r.d & 1 != 0
-        if isRemoval != taken, !reader.isIncomplete {
+        if isRemoval ? holder != r.e : holder != nil, !reader.isIncomplete {
           findings.complain(
             isRemoval
               ? "the log takes a name of object \(r.e) away that it does not have"
               : "the log gives object \(r.e) a name that is taken")
         }
-        taken = !isRemoval
+        holder = isRemoval ? nil : r.e
         names.advance()
       }
     }

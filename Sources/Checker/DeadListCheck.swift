@@ -72,7 +72,8 @@ final class DeadListCheck {
       }
     }
     while want != nil || find != nil {
-      if let w = want, let f = find, (w.a, w.b) == (f.a, f.b), (w.c == 0) == (f.c == 0), w.d == f.d {
+      if let w = want, let f = find, (w.a, w.b) == (f.a, f.b), (w.c == 0) == (f.c == 0), w.d == f.d
+      {
         let count = min(w.c, f.c)
         next(wanted, &want, after: count)
         next(found, &find, after: count)

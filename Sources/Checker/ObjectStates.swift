@@ -202,7 +202,6 @@ struct ObjectStates {
       state.snapshots -= min(state.snapshots, 1)
     case .rollback: require(.disk, r, state, "rolls back")
     case .branch: require(.snapshot, r, state, "makes a branch of")
-    case .resize: require(.disk, r, state, "resizes")
     default:
       if !state.lives { findings.complain("the log changes object \(r.a), which is not there") }
       if r.c == ObjectEvent.rename.rawValue { checkKind(r, state) }
