@@ -7,9 +7,25 @@ import Core
 /// 1. Labels and roots (`MemberCheck`).
 /// 2. The log, as recovery will read it (`LogCheck`); its records go to sorts.
 /// 3. Catalog and maps (`CatalogCheck`): every node in both copies, every data block at its home,
-///    except where the log holds a newer version.
+///    except where the log holds a newer version. A map is walked next to that of the snapshot that
+///    it branches from (`BranchWalk`), so that shared subtrees are read once, with their owner.
 /// 4. Large writes of the log that are at home already (`LoggedExtents`).
 /// 5. Owners of blocks against the space tree (`Ownership`).
+///
+/// Exact, of every object that is not being freed: what it shares is what its parent refers to, at
+/// the same place; its dead list is what its parent refers to and it does not, data and nodes, each
+/// once, with its birth; its counters. So each block has one owner, and all that refer to it branch
+/// from the owner. Counters of an object with a parent are compared with the parent's recorded
+/// ones, so that one wrong counter shows at each child again.
+///
+/// A merge under way is taken as done: both dead lists are one, of which what was born after the
+/// branch is in use and nobody else's. That is exact as well, but for how the blocks are divided
+/// between the records' counters until then.
+///
+/// Not exact: the used and metadata counters of a deleted object that shares with a snapshot, its
+/// dead list, which may have been emptied in part, and what the root says that deleted objects
+/// hold, while there is such an object. An extent of a shared leaf that reaches over the leaf's end
+/// into an object's own next one is not noticed.
 ///
 /// Memory is bounded whatever the pool's size: one node of each level of a tree, and sorts that go
 /// to files. Nothing is written without `CheckOptions.repair`.
@@ -62,7 +78,8 @@ package struct Checker {
       findings: findings
     ).run()
     try LoggedExtents(
-      members: members, events: outcome.events, findings: findings, owners: owners
+      members: members, events: outcome.events, options: options, findings: findings,
+      owners: owners
     ).run()
     let space = try TreeWalk(
       reader, root: members.root.space, kind: .space, owner: TreeOwner.space, findings: findings
@@ -88,20 +105,25 @@ struct DiskNames {
   let events: LogEvents
 
   func name(_ id: ObjectID) -> String {
-    var path: [String] = []
+    var path = ""
     var at = id
     for _ in 0..<64 {
       guard let record = record(at) else {
         if path.isEmpty, let bytes = events.createdNames[at.raw] {
-          path.append(String(decoding: bytes, as: UTF8.self))
+          path = String(decoding: bytes, as: UTF8.self)
         }
         break
       }
-      path.append(String(decoding: record.name, as: UTF8.self))
+      let name = String(decoding: record.name, as: UTF8.self)
+      if record.kind == .snapshot {
+        path = "@" + name
+      } else {
+        path = name + (path.isEmpty || path.hasPrefix("@") ? "" : "/") + path
+      }
       at = record.parent
       if at == .root { break }
     }
-    return path.isEmpty ? "object \(id.raw)" : path.reversed().joined(separator: "/")
+    return path.isEmpty ? "object \(id.raw)" : path
   }
 
   private func record(_ id: ObjectID) -> ObjectRecord? {

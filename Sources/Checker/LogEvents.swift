@@ -16,18 +16,46 @@ enum ContentType: UInt64 {
   case extent = 3
 }
 
+/// What is told of an object; `a` of the record is the object, `b` the ordinal.
 enum ObjectEvent: UInt64 {
-  /// In the root: the object's record is walked. d kind.
+  // In the root, in the order in which they are to be read.
+
+  /// Its record. d kind | links << 8 | hidden << 48 | inherits << 49, e children << 32 | snapshots,
+  /// f parent in the tree of snapshots.
   case exists = 0
-  /// In the root: on the list of deleted objects.
+  /// On the list of deleted objects.
   case deleted = 1
-  /// In the root: a name leads to it. d kind, e parent.
+  /// A name leads to it. d kind, e the object that the name is filed under.
   case named = 2
-  case create = 3
-  case remove = 4
-  case rename = 5
-  case resize = 6
-  case change = 7
+  /// Of a snapshot: the disk that its record says it was taken of. d disk.
+  case taken = 3
+  /// A name is filed under it. d kind of what it leads to.
+  case holds = 4
+  /// The names tree lists a child of it in the tree of snapshots. d child.
+  case child = 5
+  /// The names tree lists it as a child of a snapshot. d snapshot.
+  case childOf = 6
+
+  // In the log.
+
+  /// d kind.
+  case create = 16
+  /// d kind, e snapshots of a disk that go with it.
+  case remove = 17
+  /// d kind, e new parent.
+  case rename = 18
+  case resize = 19
+  case change = 20
+  /// A mark: of the disk was a snapshot taken. d snapshot.
+  case snapshot = 21
+  /// One of the disk's snapshots was deleted. d snapshot.
+  case removeSnapshot = 22
+  /// A mark: the disk was rolled back. d snapshot.
+  case rollback = 23
+  /// Clones were made of the snapshot, or its disk was rolled back to it.
+  case branch = 24
+  /// It is what a disk was before it was rolled back: a deleted disk.
+  case leftBehind = 25
 }
 
 /// Content records of a frame: which payload block belongs to what.
@@ -115,14 +143,13 @@ final class LogEvents {
     case .extent(let object, _, let block, let count, let address, _):
       try content(object, block, .extent, UInt64(count), address, offset + 40)
     case .create(let object, let parent, let kind, _, _, _, let name):
-      if createdNames.count < 100_000 { createdNames[object.raw] = name }
-      try event(object, .create, UInt64(kind.rawValue), parent.raw)
-      try self.name(parent, name, object, removed: false)
-    case .remove(let object, _, let parent, _, _, let name):
-      try event(object, .remove)
+      try create(object, kind, parent, name)
+    case .remove(let object, let kind, let parent, let snapshots, _, let name):
+      try event(object, .remove, UInt64(kind.rawValue), UInt64(snapshots))
+      if kind == .snapshot { try event(parent, .removeSnapshot, object.raw) }
       try self.name(parent, name, object, removed: true)
-    case .rename(let object, _, let parent, let old, let newParent, let new):
-      try event(object, .rename, 0, newParent.raw)
+    case .rename(let object, let kind, let parent, let old, let newParent, let new):
+      try event(object, .rename, UInt64(kind.rawValue), newParent.raw)
       try self.name(parent, old, object, removed: true)
       ordinal += 1
       try self.name(newParent, new, object, removed: false)
@@ -134,8 +161,25 @@ final class LogEvents {
         try content(object, BlockIndex(end), .zero, BlockIndex.limit - end)
       }
     case .change(let object, _): try event(object, .change)
-    case .snapshot, .clone, .rollback: break
+    case .snapshot(let object, let disk, _, _, _, let name):
+      try create(object, .snapshot, disk, name)
+      try event(disk, .snapshot, object.raw)
+    case .clone(let batch):
+      try event(batch.snapshot, .branch)
+      for i in 0..<batch.count { try create(batch.object(i), .disk, batch.parent, batch.name(i)) }
+    case .rollback(let object, let snapshot, let former, _, _):
+      try event(object, .rollback, snapshot.raw)
+      try event(snapshot, .branch)
+      try event(former, .leftBehind)
     }
+  }
+
+  private func create(
+    _ object: ObjectID, _ kind: ObjectKind, _ parent: ObjectID, _ name: [UInt8]
+  ) throws(CheckFailure) {
+    if createdNames.count < 100_000 { createdNames[object.raw] = name }
+    try event(object, .create, UInt64(kind.rawValue), parent.raw)
+    try self.name(parent, name, object, removed: false)
   }
 
   private func content(

@@ -6,8 +6,10 @@ final class NodeReader {
   private let options: CheckOptions
   private let findings: Findings
   private let memory = AlignedMemory(bytes: 2 * blockSize)
-  /// Some part of the metadata can't be read in either copy: what it leads to is not known.
-  private(set) var isIncomplete = false
+  /// Times that a node could not be read in either copy, or was not what its parent says: what it
+  /// leads to is not known. Whoever compares what two of its walks found compares this, too.
+  private(set) var failures = 0
+  var isIncomplete: Bool { failures > 0 }
 
   init(members: PoolMembers, options: CheckOptions, findings: Findings) {
     self.members = members
@@ -29,7 +31,7 @@ final class NodeReader {
     }
     let faultB = fault(pointer, at: pointer.second, kind, owner, into: second)
     guard faultA == nil || faultB == nil else {
-      isIncomplete = true
+      failures += 1
       if !quietly {
         findings.complain(
           "both copies of a node of \(name(kind, owner)) are damaged: at \(place(pointer.first)) "
@@ -50,7 +52,7 @@ final class NodeReader {
   }
 
   /// A node was good and yet not what its parent says.
-  func markIncomplete() { isIncomplete = true }
+  func markIncomplete() { failures += 1 }
 
   private func fault(
     _ pointer: NodePointer, at address: BlockAddress, _ kind: NodeKind, _ owner: ObjectID,
@@ -62,10 +64,21 @@ final class NodeReader {
     }
     if let fault = NodeFormat.fault(in: p, of: pointer) { return fault.rawValue }
     if p.reading.u8(5) != kind.rawValue { return "it belongs to a tree of another kind" }
-    if p.reading.u64(32) != owner.raw { return "it belongs to object \(p.reading.u64(32))" }
+    if !mayOwn(p.reading.u64(32), kind, owner) {
+      return "it belongs to object \(p.reading.u64(32))"
+    }
     if p.reading.u64(48) > members.root.checkpoint { return "it is of a later checkpoint" }
     if pointer.birth > members.root.nextInstant { return "its birth is in the future" }
     return nil
+  }
+
+  /// Maps and dead lists keep nodes that another object wrote: a mark makes the disk's trees the
+  /// snapshot's, a clone refers to its origin's, a merge hands over. Other trees have one owner.
+  private func mayOwn(_ found: UInt64, _ kind: NodeKind, _ owner: ObjectID) -> Bool {
+    switch kind {
+    case .extents, .deadList: found >= TreeOwner.firstFree
+    case .objects, .names, .space: found == owner.raw
+    }
   }
 
   private func heal(_ address: BlockAddress, from good: UnsafeRawPointer) {

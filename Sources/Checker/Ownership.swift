@@ -13,6 +13,8 @@ enum OwnerKind: UInt64 {
   /// A block of a disk that the log put there and the maps do not know yet (R17): free in the
   /// bitmaps, but nobody else's.
   case logged = 2
+  /// Data and nodes on a dead list that no map refers to any more: a merge has yet to free them.
+  case dead = 3
 }
 
 final class Ownership {
@@ -28,7 +30,11 @@ final class Ownership {
     records = SortedSpill(memory: options.sortMemory, directory: options.temporaryDirectory)
   }
 
-  var spilled: Int { records.spilled }
+  private var spilledElsewhere = 0
+  var spilled: Int { records.spilled + spilledElsewhere }
+
+  /// Counts records that other sorts of the same walk put into files.
+  func add(spilled: Int) { spilledElsewhere += spilled }
 
   func addNode(_ pointer: NodePointer, of owner: ObjectID) throws(CheckFailure) {
     metadataBlocks += 2
@@ -44,6 +50,22 @@ final class Ownership {
     if kind == .data { dataBlocks += count }
     try records.add(
       SpillRecord(a: address.raw, b: count, c: kind.rawValue, d: object.raw, e: block))
+  }
+
+  /// An entry of a dead list that nothing else refers to. Its place was checked.
+  func add(_ entry: DeadEntry, of object: ObjectID) throws(CheckFailure) {
+    switch entry {
+    case .blocks(let first, let count, _):
+      dataBlocks += UInt64(count)
+      try records.add(
+        SpillRecord(a: first.raw, b: UInt64(count), c: OwnerKind.dead.rawValue, d: object.raw))
+    case .node(let first, let second, _):
+      metadataBlocks += 2
+      for address in [first, second] {
+        try records.add(
+          SpillRecord(a: address.raw, b: 1, c: OwnerKind.dead.rawValue, d: object.raw))
+      }
+    }
   }
 
   /// Compares owners and bitmaps. `isComplete`: every node of every tree could be read, so that a
@@ -179,6 +201,7 @@ private final class OwnerMerge {
     switch OwnerKind(rawValue: owner.c) {
     case .metadata: "a metadata node of object \(owner.d)"
     case .data: "object \(owner.d), mapped at block \(owner.e)"
+    case .dead: "the dead list of object \(owner.d)"
     default: "object \(owner.d), logged as at home at block \(owner.e)"
     }
   }

@@ -15,6 +15,32 @@ private func expectClean(
   return report.outcome == .clean
 }
 
+/// A snapshot, or something with one of those there are, whose numbers are the steps they were made in.
+private func branch(_ harness: EngineHarness, _ step: Int, _ random: inout SeededRandom) {
+  let disk = random.oneIn(2) ? "a" : "b"
+  let known = SnapshotName(disk: disk, snapshot: "s\(random.below(UInt64(step + 1)))")
+  switch random.below(12) {
+  case 0..<5:
+    let group = random.oneIn(2) ? [disk] : ["a", "b"]
+    _ = harness.control(.snapshot(group.map { SnapshotName(disk: $0, snapshot: "s\(step)") }))
+  case 5: _ = harness.control(.rollback(known, force: true))
+  case 6...8:
+    _ = harness.control(.clone(known, name: "c\(step)", count: random.oneIn(2) ? nil : 3))
+    if let clone = harness.open("c\(step)") {
+      for i: UInt64 in 0..<10 {
+        harness.request(.write, clone, block: i * 31 % 300, blocks: 1 + i % 3)
+      }
+      _ = harness.control(.close(clone))
+      let own = SnapshotName(disk: "c\(step)", snapshot: "own")
+      if random.oneIn(2) { _ = harness.control(.snapshot([own])) }
+      if random.oneIn(2) {
+        _ = harness.control(.delete(name: "c\(step)", withSnapshots: true, force: true))
+      }
+    }
+  default: _ = harness.control(.deleteSnapshot(known))
+  }
+}
+
 /// Some random work on the disks `a` and `b`, which exist; false when the engine stopped.
 private func work(_ harness: EngineHarness, steps: Int) -> Bool {
   var random = harness.random
@@ -23,7 +49,7 @@ private func work(_ harness: EngineHarness, steps: Int) -> Bool {
     guard harness.engine.failure == nil, !handles.isEmpty else { break }
     let disk = handles[Int(random.below(UInt64(handles.count)))]
     let block = random.below(3000)
-    switch random.below(20) {
+    switch random.below(25) {
     case 0..<12: harness.request(.write, disk, block: block, blocks: 1 + random.below(4))
     case 12: harness.request(.write, disk, block: block & ~63, blocks: 64)
     case 13: harness.request(.trim, disk, block: block, blocks: 1 + random.below(500))
@@ -45,6 +71,7 @@ private func work(_ harness: EngineHarness, steps: Int) -> Bool {
     case 18:
       _ = harness.control(.create(name: "d/x\(step)", size: 1 << 20))
       _ = harness.control(.rename(name: "d/x\(step)", to: "y\(step)"))
+    case 19..<24: branch(harness, step, &random)
     default:
       _ = harness.control(.resize(name: "b", size: 1 << 28, shrink: true, force: true))
     }
@@ -66,7 +93,7 @@ private let seeds: [UInt64] = {
   guard
     let range = getenv("SLUICE_CHECK_SEEDS").map({ String(cString: $0) })?.split(separator: "-"),
     range.count == 2, let first = UInt64(range[0]), let last = UInt64(range[1]), first <= last
-  else { return [11, 12, 13, 14] }
+  else { return Array(11...18) }
   return Array(first...last)
 }()
 
@@ -79,7 +106,7 @@ func whatTheEngineWritesIsCleanAlsoAfterPowerCuts(seed: UInt64) {
   }
   for name in ["a", "b"] { _ = harness.control(.create(name: name, size: 1 << 28)) }
   for round in 0..<6 {
-    guard work(harness, steps: 60) else {
+    guard work(harness, steps: 80) else {
       Issue.record("round \(round): \(harness.engine.failure ?? "it hangs")")
       return
     }

@@ -17,6 +17,8 @@ final class PoolBuilder {
   var volumes: [MemoryDevice] = []
   var labels: [DeviceLabel] = []
   var disks: [Disk] = []
+  /// Disks with snapshots and clones.
+  var branches: BranchBuilder?
 
   // What a test may change before `build`.
   var changeRecord: (inout ObjectRecord) -> Void = { _ in }
@@ -63,12 +65,19 @@ final class PoolBuilder {
     return pool
   }
 
-  private func take(_ volume: Int, _ count: UInt64 = 1) -> BlockAddress {
+  func take(_ volume: Int, _ count: UInt64 = 1) -> BlockAddress {
     let address = BlockAddress(volume: volume, block: next[volume])
     next[volume] += count
     for i in 0..<count { used.insert(address + i) }
     return address
   }
+
+  /// A block that was taken is free again.
+  func free(_ address: BlockAddress, isMetadata: Bool = false) {
+    precondition(used.remove(address) != nil, "a block is freed that is not in use")
+    if isMetadata { freedMetadata += 1 }
+  }
+  private var freedMetadata = 0
 
   func put(_ address: BlockAddress, _ bytes: [UInt8]) {
     volumes[address.volume].put(bytes, at: address.byteOffset)
@@ -77,11 +86,13 @@ final class PoolBuilder {
   typealias Entry = (key: NodeKey, value: [UInt8])
 
   /// Writes a tree with the given ascending entries at addresses taken now.
-  func tree(_ entries: [Entry], kind: NodeKind, owner: ObjectID, perLeaf: Int = 3) -> NodePointer {
+  func tree(
+    _ entries: [Entry], kind: NodeKind, owner: ObjectID, perLeaf: Int = 3
+  ) -> NodePointer {
     write(entries, at: reserve(entries.count, perLeaf), kind: kind, owner: owner, perLeaf: perLeaf)
   }
 
-  private typealias Place = (BlockAddress, BlockAddress)
+  typealias Place = (BlockAddress, BlockAddress)
 
   /// Addresses for the nodes of a tree of `count` entries.
   private func reserve(_ count: Int, _ perLeaf: Int) -> [Place] {
@@ -100,45 +111,60 @@ final class PoolBuilder {
     var places = places[...]
     var level: [(key: NodeKey, pointer: NodePointer)] = []
     for start in stride(from: 0, to: entries.count, by: perLeaf) {
-      let part = entries[start..<min(start + perLeaf, entries.count)]
-      let body = encoded(size: blockSize) { p in
-        p.initializeMemory(as: UInt8.self, repeating: 0, count: blockSize)
-        var heap = blockSize - part.reduce(0) { $0 + $1.value.count }
-        p.put(UInt16(heap), at: 14)
-        for (i, entry) in part.enumerated() {
-          p.put(entry.key.hi, at: 64 + 20 * i)
-          p.put(entry.key.lo, at: 72 + 20 * i)
-          p.put(UInt16(heap), at: 80 + 20 * i)
-          p.put(UInt16(entry.value.count), at: 82 + 20 * i)
-          for byte in entry.value {
-            p.put(byte, at: heap)
-            heap += 1
-          }
-        }
-      }
-      level.append((part.first!.key, node(body, 0, part.count, kind, owner, places.removeFirst())))
+      let part = Array(entries[start..<min(start + perLeaf, entries.count)])
+      level.append((part[0].key, leaf(part, kind: kind, owner: owner, at: places.removeFirst())))
     }
     var height: UInt8 = 0
     while level.count > 1 {
       height += 1
       var above: [(key: NodeKey, pointer: NodePointer)] = []
       for start in stride(from: 0, to: level.count, by: 4) {
-        let part = level[start..<min(start + 4, level.count)]
-        let body = encoded(size: blockSize) { p in
-          p.initializeMemory(as: UInt8.self, repeating: 0, count: blockSize)
-          p.put(UInt16(4096), at: 14)
-          for (i, child) in part.enumerated() {
-            p.put(child.key.hi, at: 64 + 48 * i)
-            p.put(child.key.lo, at: 72 + 48 * i)
-            child.pointer.encode(to: p + 80 + 48 * i)
-          }
-        }
+        let part = Array(level[start..<min(start + 4, level.count)])
         above.append(
-          (part.first!.key, node(body, height, part.count, kind, owner, places.removeFirst())))
+          (part[0].key, interior(part, height, kind: kind, owner: owner, at: places.removeFirst())))
       }
       level = above
     }
     return level.first?.pointer ?? .none
+  }
+
+  /// Writes one leaf, at `place` or where there is room.
+  func leaf(
+    _ entries: [Entry], kind: NodeKind, owner: ObjectID, birth: Instant = 1, at place: Place? = nil
+  ) -> NodePointer {
+    let body = encoded(size: blockSize) { p in
+      p.initializeMemory(as: UInt8.self, repeating: 0, count: blockSize)
+      var heap = blockSize - entries.reduce(0) { $0 + $1.value.count }
+      p.put(UInt16(heap), at: 14)
+      for (i, entry) in entries.enumerated() {
+        p.put(entry.key.hi, at: 64 + 20 * i)
+        p.put(entry.key.lo, at: 72 + 20 * i)
+        p.put(UInt16(heap), at: 80 + 20 * i)
+        p.put(UInt16(entry.value.count), at: 82 + 20 * i)
+        for byte in entry.value {
+          p.put(byte, at: heap)
+          heap += 1
+        }
+      }
+    }
+    return node(body, 0, entries.count, kind, owner, birth, place ?? reserve(1, 1)[0])
+  }
+
+  /// Writes one interior node, likewise.
+  func interior(
+    _ children: [(key: NodeKey, pointer: NodePointer)], _ level: UInt8, kind: NodeKind,
+    owner: ObjectID, birth: Instant = 1, at place: Place? = nil
+  ) -> NodePointer {
+    let body = encoded(size: blockSize) { p in
+      p.initializeMemory(as: UInt8.self, repeating: 0, count: blockSize)
+      p.put(UInt16(4096), at: 14)
+      for (i, child) in children.enumerated() {
+        p.put(child.key.hi, at: 64 + 48 * i)
+        p.put(child.key.lo, at: 72 + 48 * i)
+        child.pointer.encode(to: p + 80 + 48 * i)
+      }
+    }
+    return node(body, level, children.count, kind, owner, birth, place ?? reserve(1, 1)[0])
   }
 
   private func encoded(size: Int, _ body: (UnsafeMutableRawPointer) -> Void) -> [UInt8] {
@@ -149,7 +175,7 @@ final class PoolBuilder {
 
   private func node(
     _ body: [UInt8], _ level: UInt8, _ count: Int, _ kind: NodeKind, _ owner: ObjectID,
-    _ place: Place
+    _ birth: Instant, _ place: Place
   ) -> NodePointer {
     var bytes = body
     var checksum: UInt32 = 0
@@ -163,7 +189,7 @@ final class PoolBuilder {
       p.put(place.0.raw, at: 16)
       p.put(place.1.raw, at: 24)
       p.put(owner.raw, at: 32)
-      p.put(UInt64(1), at: 40)
+      p.put(birth, at: 40)
       p.put(UInt64(1), at: 48)
       sealBlock(p, checksumAt: 8)
       checksum = p.reading.u32(8)
@@ -171,7 +197,7 @@ final class PoolBuilder {
     put(place.0, bytes)
     put(place.1, bytes)
     let pointer = NodePointer(
-      first: place.0, second: place.1, birth: 1, checksum: checksum, level: level)
+      first: place.0, second: place.1, birth: birth, checksum: checksum, level: level)
     nodes.append((pointer, kind))
     return pointer
   }
@@ -199,6 +225,11 @@ final class PoolBuilder {
       }
     }
     names += extraNames.map { name($0.name, $0.object) }
+    if let branches {
+      let built = branches.build(&root)
+      objects += built.objects
+      names += built.names
+    }
     root.objects = tree(objects, kind: .objects, owner: ObjectID(2), perLeaf: 2)
     root.names = tree(names.sorted { $0.key < $1.key }, kind: .names, owner: ObjectID(3))
     buildSpace()
@@ -228,7 +259,7 @@ final class PoolBuilder {
     record.metadataBlocks = UInt64(2 * (nodes.count - before))
     if disk.isDeleted {
       record.links = 0
-      root.freeingBlocks += record.usedBlocks + record.metadataBlocks
+      root.freeingBlocks += record.exclusiveBlocks
     }
     if disk.id == 100 { changeRecord(&record) }
     return record
@@ -285,7 +316,7 @@ final class PoolBuilder {
       changeWords(&page)
       words.append((NodeKey(hi: 0, lo: UInt64(v) << 48), littleEndian(page)))
     }
-    let metadata = UInt64(2 * (nodes.count + places.count))
+    let metadata = UInt64(2 * (nodes.count + places.count) - freedMetadata)
     root.usedBlocks = UInt64(used.count)
     root.metadataBlocks = metadata
     let totals = littleEndian([UInt64(used.count - lose.count + leak.count), metadata])

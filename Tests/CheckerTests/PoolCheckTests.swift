@@ -6,7 +6,7 @@ import Testing
 private typealias Write = LogBuilder.Write
 
 /// Checks that exactly one complaint is made, and what it says.
-private func expectOne(
+func expectOne(
   _ report: CheckReport, _ words: String, location: SourceLocation = #_sourceLocation
 ) {
   #expect(report.failure == nil, sourceLocation: location)
@@ -342,7 +342,7 @@ private func expectOne(
 }
 
 /// Puts a large write of `count` blocks at home and logs it.
-private func largeWrite(
+func largeWrite(
   _ pool: PoolBuilder, object: UInt64, block: UInt64, count: Int, at home: BlockAddress,
   damaged: Bool = false
 ) {
