@@ -362,10 +362,10 @@ private func expectFound(
     branches.delete(201)
     branches.changeRecord[202] = { $0.isHidden = true }
   }
-  expectFound("is hidden, but a name leads to it") { _, branches in
+  expectFound("is hidden, but a name leads to it", only: false) { _, branches in
     branches.changeRecord[201] = { $0.isHidden = true }
   }
-  expectFound("has no name and is not on the list") { _, branches in
+  expectFound("has no name and is not on the list", only: false) { _, branches in
     branches.delete(201)
     branches.changeRecord[201] = {
       $0.isHidden = false

@@ -388,7 +388,8 @@ private func check(_ record: LogRecord) {
   case .extent(_, _, let block, let count, let address, _):
     #expect(block.raw + UInt64(count) <= BlockIndex.limit)
     #expect((address + UInt64(count)).block > VolumeLayout.reserved || count == 0)
-  case .create(_, _, _, _, _, _, let name), .remove(_, _, let name):
+  case .create(_, _, _, _, _, _, let name), .remove(_, _, _, _, _, let name),
+    .snapshot(_, _, _, _, _, let name):
     #expect(name.count <= LogRecord.maximumName)
   default: break
   }
