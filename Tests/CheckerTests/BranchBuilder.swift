@@ -73,7 +73,7 @@ final class BranchBuilder {
 
   /// A pool with nothing but what is then made of it.
   static func empty() -> (PoolBuilder, BranchBuilder) {
-    let pool = PoolBuilder()
+    let pool = PoolBuilder(blocks: 4000)
     let branches = BranchBuilder(pool)
     pool.branches = branches
     return (pool, branches)
@@ -143,14 +143,14 @@ final class BranchBuilder {
 
   /// Hides the snapshot or puts it on the list of deleted ones, as its children demand.
   func delete(_ id: UInt64) {
-    if objects[id]!.kind == .snapshot, children(id) > 1 {
+    if objects[id]!.kind == .snapshot, children(id).count > 1 {
       objects[id]!.isHidden = true
     } else {
       objects[id]!.isDeleted = true
     }
   }
 
-  private func children(_ id: UInt64) -> Int { objects.values.count { $0.parent == id } }
+  func children(_ id: UInt64) -> [Object] { objects.values.filter { $0.parent == id } }
 
   // MARK: Merges under way
 
@@ -242,7 +242,7 @@ final class BranchBuilder {
     record.parentSnapshot = ObjectID(object.parent)
     record.branchInstant = object.branch
     record.instant = object.instant
-    record.children = UInt32(children(object.id))
+    record.children = UInt32(children(object.id).count)
     record.dependents = UInt32(
       objects.values.count {
         $0.kind == .snapshot && $0.disk == object.id && !$0.isDeleted && !$0.isHidden

@@ -5,7 +5,7 @@ import Testing
 
 /// Disk 100 with three snapshots, clones of the second, a clone of a clone, and a rollback whose
 /// leftovers are gone; leaves are split, whole subtrees overwritten and trimmed.
-private func sample() -> (PoolBuilder, BranchBuilder) {
+func branchSample() -> (PoolBuilder, BranchBuilder) {
   let (pool, branches) = BranchBuilder.empty()
   branches.disk(100, "golden")
   branches.write(100, 0..<300, 1000)
@@ -51,7 +51,7 @@ private func expectFound(
   _ words: String, only: Bool = true, location: SourceLocation = #_sourceLocation,
   _ change: (PoolBuilder, BranchBuilder) -> Void
 ) {
-  let (pool, branches) = sample()
+  let (pool, branches) = branchSample()
   change(pool, branches)
   pool.build()
   let report = pool.check()
@@ -62,8 +62,8 @@ private func expectFound(
 }
 
 @Test func aSoundTreeOfSnapshotsIsClean() {
-  expectClean(sample)
-  let (pool, branches) = sample()
+  expectClean(branchSample)
+  let (pool, branches) = branchSample()
   pool.build()
   let report = pool.check()
   #expect(report.counters.objects == 10 && report.counters.names == 10)
@@ -74,7 +74,7 @@ private func expectFound(
 }
 
 @Test func aSoundTreeOfSnapshotsIsCleanWhenEverySortGoesThroughFiles() {
-  let (pool, _) = sample()
+  let (pool, _) = branchSample()
   pool.build()
   var options = CheckOptions()
   options.sortMemory = 0
@@ -84,7 +84,7 @@ private func expectFound(
 
 @Test func aDeadListMayHoldARunInSeveralEntries() {
   expectClean {
-    let (pool, branches) = sample()
+    let (pool, branches) = branchSample()
     branches.deadRun = 3
     return (pool, branches)
   }
@@ -92,7 +92,7 @@ private func expectFound(
 
 @Test func aRollbackLeavesADeletedDiskBehind() {
   expectClean {
-    let (pool, branches) = sample()
+    let (pool, branches) = branchSample()
     branches.rollback(100, to: 201, former: 150)
     branches.write(100, 3..<4, 7000)
     return (pool, branches)
@@ -101,7 +101,7 @@ private func expectFound(
 
 @Test func aHiddenSnapshotKeepsWhatItsChildrenNeed() {
   expectClean {
-    let (pool, branches) = sample()
+    let (pool, branches) = branchSample()
     branches.delete(201)
     return (pool, branches)
   }
@@ -109,7 +109,7 @@ private func expectFound(
 
 @Test func aDeletedDiskWhoseSnapshotsAreStillThereIsClean() {
   expectClean {
-    let (pool, branches) = sample()
+    let (pool, branches) = branchSample()
     branches.delete(100)
     return (pool, branches)
   }
@@ -118,7 +118,7 @@ private func expectFound(
 @Test func aDeletedBranchMayBeARemainder() {
   for disk: UInt64 in [110, 112, 113, 100] {
     expectClean {
-      let (pool, branches) = sample()
+      let (pool, branches) = branchSample()
       branches.delete(disk)
       branches.trim(disk, 0..<290)
       branches.changeDead[disk] = { $0.removeFirst($0.count / 2) }
@@ -130,17 +130,17 @@ private func expectFound(
 @Test func aMergeUnderWayIsCleanAtEveryStep() {
   for (free, move) in [(0, 0), (1, 0), (2, 0), (1000, 0), (1000, 1), (1000, 1000)] {
     expectClean {
-      let (pool, branches) = sample()
+      let (pool, branches) = branchSample()
       branches.merge(202, free: free, move: move)
       return (pool, branches)
     }
     expectClean {
-      let (pool, branches) = sample()
+      let (pool, branches) = branchSample()
       branches.merge(200, free: free, move: move)
       return (pool, branches)
     }
     expectClean {
-      let (pool, branches) = sample()
+      let (pool, branches) = branchSample()
       branches.merge(210, free: free, move: move)
       return (pool, branches)
     }
@@ -199,19 +199,19 @@ private func expectFound(
   }
   expectFound("born at 3, after its branch") { _, branches in
     branches.changeDead[210] = {
-      $0.append(.blocks(first: BlockAddress(volume: 0, block: 8000), count: 1, birth: 3))
+      $0.append(.blocks(first: BlockAddress(volume: 0, block: 3900), count: 1, birth: 3))
     }
   }
   expectFound("which no volume has") { _, branches in
     branches.delete(113)
     branches.changeDead[113] = {
-      $0.append(.blocks(first: BlockAddress(volume: 0, block: 9000), count: 1, birth: 5))
+      $0.append(.blocks(first: BlockAddress(volume: 0, block: 4000), count: 1, birth: 5))
     }
   }
 }
 
 @Test func aWrongBirthOnADeadListIsFound() {
-  let (pool, branches) = sample()
+  let (pool, branches) = branchSample()
   branches.changeDead[112] = {
     guard case .blocks(let first, let count, 1) = $0[0] else { return }
     $0[0] = .blocks(first: first, count: count, birth: 2)
@@ -226,7 +226,7 @@ private func expectFound(
 @Test func aDeadListWithoutAParentIsFound() {
   expectFound("has a dead list, but branches from nothing", only: false) { _, branches in
     branches.changeDead[200] = {
-      $0.append(.blocks(first: BlockAddress(volume: 0, block: 8000), count: 1, birth: 1))
+      $0.append(.blocks(first: BlockAddress(volume: 0, block: 3900), count: 1, birth: 1))
     }
   }
 }
@@ -295,7 +295,7 @@ private func expectFound(
 }
 
 @Test func aCycleOfDeletedSnapshotsEnds() {
-  let (pool, branches) = sample()
+  let (pool, branches) = branchSample()
   branches.merge(200, free: 0, move: 0)
   branches.merge(210, free: 0, move: 0)
   branches.changeRecord[200] = { $0.parentSnapshot = ObjectID(210) }
@@ -332,7 +332,7 @@ private func expectFound(
   }
   // Out of date: it means nothing.
   expectClean {
-    let (pool, branches) = sample()
+    let (pool, branches) = branchSample()
     branches.changeRecord[112] = {
       $0.parentBranchInstant = 0
       $0.deadOfParentOnly = 12345
@@ -374,141 +374,76 @@ private func expectFound(
   }
 }
 
-// MARK: The log
+// MARK: Random histories
 
-/// The sample, and a log behind its checkpoint.
-private func logged(_ records: [LogRecord]) -> CheckReport {
-  let (pool, _) = sample()
-  pool.build()
-  pool.log.frame(records: records)
-  return pool.check()
-}
-
-private func snapshot(_ id: UInt64, of disk: UInt64, _ name: String) -> LogRecord {
-  .snapshot(
-    object: ObjectID(id), disk: ObjectID(disk), group: ObjectID(id), time: 0, size: 1 << 30,
-    name: Array(name.utf8))
-}
-
-private func clones(
-  _ first: UInt64, _ count: Int, of snapshot: UInt64, _ name: String, from number: UInt32 = 1
-) -> LogRecord {
-  .clone(
-    CloneBatch(
-      first: ObjectID(first), count: count, snapshot: ObjectID(snapshot), parent: .root, time: 0,
-      mode: 0, size: 1 << 30, firstNumber: number, name: Array(name.utf8)))
-}
-
-private func remove(
-  _ id: UInt64, _ kind: ObjectKind, under parent: UInt64, _ name: String, snapshots: UInt32 = 0
-) -> LogRecord {
-  .remove(
-    object: ObjectID(id), kind: kind, parent: ObjectID(parent), snapshots: snapshots,
-    origin: ObjectID(0), name: Array(name.utf8))
-}
-
-private func rollback(_ disk: UInt64, to snapshot: UInt64, former: UInt64) -> LogRecord {
-  .rollback(
-    object: ObjectID(disk), snapshot: ObjectID(snapshot), former: ObjectID(former), size: 1 << 30,
-    time: 0)
-}
-
-@Test func marksAreFollowedThroughTheLog() {
-  let report = logged([
-    snapshot(500, of: 100, "fourth"), clones(501, 300, of: 500, "batch"),
-    snapshot(900, of: 501, "fourth"), rollback(100, to: 200, former: 901),
-    .rename(
-      object: ObjectID(500), kind: .snapshot, parent: ObjectID(100), name: Array("fourth".utf8),
-      newParent: ObjectID(100), newName: Array("4".utf8)),
-    snapshot(902, of: 100, "fourth"), remove(500, .snapshot, under: 100, "4"),
-    remove(200, .snapshot, under: 100, "first"), snapshot(903, of: 100, "first"),
-    .change(object: ObjectID(903), DiskAttributeChange()),
-    remove(100, .disk, under: 1, "golden", snapshots: 4),
-    remove(501, .disk, under: 1, "batch-1", snapshots: 1),
-    clones(910, 1, of: 211, "golden", from: 0), clones(911, 1, of: 211, "batch-1", from: 0),
-  ])
-  #expect(report.complaints == [] && report.failure == nil)
-}
-
-@Test func marksOfTheLogThatCanNotBeAreFound() {
-  let faults: [(String, [LogRecord])] = [
-    ("a name that is taken", [snapshot(500, of: 100, "second")]),
-    ("takes a snapshot of object 700, which is not there", [snapshot(500, of: 700, "x")]),
-    ("takes a snapshot of object 201, which is of another", [snapshot(500, of: 201, "x")]),
-    ("creates object 110, which exists", [snapshot(110, of: 100, "x")]),
-    ("a name that is taken", [clones(500, 1, of: 201, "idle", from: 0)]),
-    (
-      "a name that is taken", [clones(500, 9, of: 201, "c"), clones(520, 9, of: 201, "c", from: 9)]
-    ),
-    ("makes a branch of object 110, which is of another", [clones(500, 2, of: 110, "x")]),
-    ("makes a branch of object 600, which is not there", [clones(500, 2, of: 600, "x")]),
-    (
-      "creates object 505, which exists",
-      [clones(500, 9, of: 201, "c"), snapshot(505, of: 100, "x")]
-    ),
-    ("rolls back object 600, which is not there", [rollback(600, to: 200, former: 601)]),
-    ("makes a branch of object 600", [rollback(100, to: 600, former: 601)]),
-    ("creates object 111, which exists", [rollback(100, to: 200, former: 111)]),
-    (
-      "removes disk 100 with 2 snapshots, but it has 3",
-      [remove(100, .disk, under: 1, "golden", snapshots: 2)]
-    ),
-    ("takes object 201 for one of another kind", [remove(201, .disk, under: 100, "second")]),
-    (
-      "a name of object 201 away that it does not have",
-      [remove(201, .snapshot, under: 100, "third")]
-    ),
-  ]
-  for (words, records) in faults {
-    let report = logged(records)
-    #expect(report.complaintCount == 1, "\(words): \(report.complaints)")
-    #expect(report.complaints.first?.contains(words) == true, "\(words): \(report.complaints)")
+/// Some history of disks, snapshots, clones, rollbacks and deletions.
+private func history(_ random: inout SeededRandom) -> (PoolBuilder, BranchBuilder) {
+  let (pool, branches) = BranchBuilder.empty()
+  var disks: [UInt64] = [100]
+  var snapshots: [UInt64] = []
+  var next: UInt64 = 200
+  branches.disk(100, "d100")
+  branches.write(100, 0..<(1 + random.below(200)), 1000)
+  for step in 0..<(5 + random.below(25)) {
+    next += 1
+    let disk = disks[Int(random.below(UInt64(disks.count)))]
+    let block = random.below(900)
+    switch random.below(12) {
+    case 0..<4: branches.write(disk, block..<(block + 1 + random.below(60)), 1000 * (step + 2))
+    case 4: branches.trim(disk, block..<(block + 1 + random.below(400)))
+    case 5: branches.split(disk, leaf: block & ~63)
+    case 6...8:
+      branches.snapshot(disk, next, "s\(next)")
+      snapshots.append(next)
+    case 9 where !snapshots.isEmpty:
+      branches.rollback(
+        disk, to: snapshots[Int(random.below(UInt64(snapshots.count)))], former: next)
+    default:
+      guard !snapshots.isEmpty else { continue }
+      branches.clone(
+        snapshots[Int(random.below(UInt64(snapshots.count)))], next, "d\(next)")
+      disks.append(next)
+    }
   }
+  for disk in disks where random.oneIn(4) {
+    branches.delete(disk)
+    if random.oneIn(2) { branches.trim(disk, 0..<random.below(1024)) }
+  }
+  for snapshot in snapshots where random.oneIn(3) {
+    let children = branches.children(snapshot)
+    if children.count == 1, !children[0].inherits, !children[0].isDeleted {
+      branches.merge(snapshot, free: Int(random.below(5)), move: Int(random.below(5)))
+    } else if children.count != 1 {
+      branches.delete(snapshot)
+    }
+  }
+  return (pool, branches)
 }
 
-@Test func eachLayersLargeWritesAreVerified() {
-  let home = BlockAddress(volume: 1, block: 8000)
-  func check(_ records: (PoolBuilder) -> Void) -> CheckReport {
-    let (pool, _) = sample()
+@Test func randomHistoriesAreClean() {
+  for seed: UInt64 in 1...40 {
+    var random = SeededRandom(seed: seed)
+    let (pool, _) = history(&random)
     pool.build()
-    records(pool)
-    return pool.check()
+    let report = pool.check()
+    #expect(report.complaints == [] && report.failure == nil, "seed \(seed): \(report.complaints)")
   }
-  // Written over only after the mark: the snapshot still has it.
-  #expect(
-    check { pool in
-      largeWrite(pool, object: 100, block: 640, count: 8, at: home, damaged: true)
-      pool.log.frame(records: [snapshot(500, of: 100, "fourth")])
-      largeWrite(pool, object: 100, block: 640, count: 8, at: home + 8)
-    }.damagedBlocks.map(\.diskOffset) == [647 * 4096])
-  // Before the mark: nobody has it.
-  #expect(
-    check { pool in
-      largeWrite(pool, object: 100, block: 640, count: 8, at: home, damaged: true)
-      largeWrite(pool, object: 100, block: 640, count: 8, at: home + 8)
-      pool.log.frame(records: [snapshot(500, of: 100, "fourth")])
-    }.complaints == [])
-  // Void: its disk was rolled back, or its snapshot deleted.
-  #expect(
-    check { pool in
-      largeWrite(pool, object: 100, block: 640, count: 8, at: home, damaged: true)
-      pool.log.frame(records: [rollback(100, to: 200, former: 500)])
-      largeWrite(pool, object: 100, block: 640, count: 8, at: home + 4)
-      pool.log.frame(records: [
-        snapshot(501, of: 100, "fourth"), remove(501, .snapshot, under: 100, "fourth"),
-      ])
-      largeWrite(pool, object: 100, block: 640, count: 8, at: home)
-    }.complaints == [])
 }
 
-@Test func aHomeThatASnapshotsDiskMayHaveTornIsCoveredByTheLog() {
-  let (pool, branches) = sample()
-  pool.build()
-  let home = branches.objects[202]!.blocks[11]!.address
-  pool.volumes[home.volume].flip(home.byteOffset)
-  #expect(pool.check().damagedBlocks.first?.disk == "golden@third")
-  pool.log.frame([LogBuilder.Write(object: 110, block: 11, stamp: 1)])
-  #expect(pool.check().damagedBlocks.count == 1)
-  pool.log.frame([LogBuilder.Write(object: 100, block: 11, stamp: 1)], durable: 1)
-  #expect(pool.check().complaints == [])
+@Test func anyEntryThatADeadListLacksIsFound() {
+  for seed: UInt64 in 1...20 {
+    var random = SeededRandom(seed: seed)
+    let (pool, branches) = history(&random)
+    var changed = false
+    for (id, object) in branches.objects.sorted(by: { $0.key < $1.key })
+    where !object.inherits && !object.isDeleted && object.parent != 0 {
+      branches.changeDead[id] = { entries in
+        guard !changed, !entries.isEmpty else { return }
+        entries.remove(at: Int(random.below(UInt64(entries.count))))
+        changed = true
+      }
+    }
+    pool.build()
+    #expect(!changed || pool.check().outcome == .damageFound, "seed \(seed)")
+  }
 }

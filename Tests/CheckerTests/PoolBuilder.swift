@@ -293,8 +293,8 @@ final class PoolBuilder {
   }
 
   private func buildSpace() {
-    // One page and two bitmaps a volume, and the totals.
-    let places = reserve(3 * volumes.count + 1, 2)
+    // For each volume one page and a bitmap a chunk, and the totals.
+    let places = reserve(labels.reduce(1) { $0 + 2 + Int($1.sizeInBlocks / 8192) }, 2)
     var entries: [Entry] = []
     var words: [Entry] = []
     for (v, label) in labels.enumerated() {
