@@ -156,6 +156,9 @@ extension FakeEngine.State {
 
   private mutating func take(_ names: [SnapshotName]) -> ControlReply {
     onSnapshot?()
+    guard Set(names.map(\.disk)).count == names.count else {
+      return .failed(.badName("a disk is named twice; name each disk once"))
+    }
     for name in names {
       if disks[name.disk] == nil { return .failed(.noSuchDisk(name.disk)) }
       if find(name) != nil { return .failed(.snapshotExists(name)) }

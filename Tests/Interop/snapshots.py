@@ -426,7 +426,8 @@ def delete_family(pool, order_seed):
             else:
                 pool.cli("flush")
             family.check()
-    expect(pool.names() == [] and pool.snapshots() == [], "something is still listed")
+    left = pool.names() + pool.snapshots()
+    expect(left == [], f"still listed: {left}")
     after = pool.used()
     expect(near(after, empty), f"{after - empty} bytes are still in use")
     space = pool.json("status")["space"]
@@ -486,15 +487,13 @@ def _(_, pool):
     volatile = {"connections", "used", "exclusive"}
 
     def listed():
-        def stripped(entries):
-            return sorted(
-                json.dumps({k: v for k, v in e.items() if k not in volatile}, sort_keys=True)
-                for e in entries)
-
-        return stripped(pool.json("disk", "list")), stripped(pool.json("snapshot", "list"))
+        entries = pool.json("disk", "list") + pool.json("snapshot", "list")
+        return {json.dumps({k: v for k, v in e.items() if k not in volatile}, sort_keys=True)
+                for e in entries}
 
     for words in (
-        ["snapshot", "create", "gold@a", "gold@b"], ["clone", "gold@a", "vm", "--count", "20"],
+        ["snapshot", "create", "gold@a"], ["snapshot", "create", "gold@b"],
+        ["clone", "gold@a", "vm", "--count", "20"],
         ["snapshot", "create", "s", *[f"vm-{n}" for n in range(1, 21)]],
         ["snapshot", "rollback", "gold@a"], ["snapshot", "rename", "gold@b", "c"],
         ["snapshot", "hold", "gold@c"], ["snapshot", "delete", "vm-3@s"],
@@ -505,7 +504,9 @@ def _(_, pool):
         before = listed()
         pool.kill()
         pool.start()
-        expect(listed() == before, f"after {words}: {listed()}, not {before}")
+        after = listed()
+        expect(after == before,
+               f"{words}: before {sorted(before - after)}, afterwards {sorted(after - before)}")
     for name in ("gold", "vm-1", "vm-5@s", "deep"):
         pool.look(name, "read -P 1 0 8M")
     status = pool.json("status")
@@ -644,6 +645,7 @@ def _(_, pool):
     pool.refuse("snapshot", "create", "a@t", "b@t", "absent@t", saying="absent")
     pool.refuse("snapshot", "create", "t", "absent", "a", saying="absent")
     pool.refuse("snapshot", "create", "a@t", "a@t", status=USAGE)
+    pool.refuse("snapshot", "create", "a@t", "a@u", "b@t", saying="twice")
     pool.refuse("snapshot", "create", "a@../t", status=USAGE)
     pool.refuse("clone", "a@s", "b", saying="exists")
     pool.refuse("clone", "a@s", "taken", "--count", "5", saying="taken-3")
