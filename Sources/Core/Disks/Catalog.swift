@@ -160,6 +160,8 @@ package final class Catalog {
     } else {
       return nil
     }
+    // Without a name it was deleted.
+    if record.links == 0 { return nil }
     guard let overlay else { return record }
     for (number, change) in overlay.dependents where number > applied {
       record.dependents = UInt32(clamping: Int64(record.dependents) + Int64(change))

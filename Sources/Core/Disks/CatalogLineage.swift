@@ -120,6 +120,10 @@ extension Catalog {
 
   /// Puts an object without a name on the list of those being freed.
   func startFreeing(_ object: ObjectID, _ record: ObjectRecord?) throws(SpaceWait) {
+    if var record, record.links > 0 {
+      record.links = 0
+      try put(record, of: object)
+    }
     try names.store(TreeKey(hi: 0, lo: object.raw), [])
     deletedObjects += 1
     freeingBlocks += record?.exclusiveBlocks ?? 0
@@ -128,10 +132,11 @@ extension Catalog {
   /// A snapshot has lost its name: it is freed, or hidden while it has several children.
   func removeUnnamed(_ snapshot: ObjectID) throws(SpaceWait) {
     guard var record = try treeRecord(of: snapshot) else { return }
-    guard record.children > 1 else { return try startFreeing(snapshot, record) }
-    record.isHidden = true
+    record.links = 0
     record.isHeld = false
+    record.isHidden = record.children > 1
     try put(record, of: snapshot)
+    guard record.isHidden else { return try startFreeing(snapshot, record) }
     heldBlocks += record.exclusiveBlocks
   }
 

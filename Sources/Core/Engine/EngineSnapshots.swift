@@ -231,7 +231,9 @@ extension Engine {
     }
     let limit = max(1, min(limit, 4096))
     while let target = job.targets.last, job.snapshotInfos.count < limit {
-      if target.kind == .snapshot, let record = try pool.catalog.record(of: target.object) {
+      if target.kind == .snapshot, let record = try pool.catalog.record(of: target.object),
+        try pool.catalog.record(of: record.parent) != nil
+      {
         job.snapshotInfos.append(try info(target.object, record))
       }
       job.targets.removeLast()
@@ -261,7 +263,8 @@ extension Engine {
     }
     if record.inheritsMap {
       let parent = record.parentSnapshot
-      guard let snapshot = try pool.catalog.record(of: parent) else { return logged }
+      let stored = try pool.catalog.treeRecord(of: parent)
+      guard let snapshot = stored ?? pool.catalog.created(parent) else { return logged }
       return try used(parent, snapshot) + logged
     }
     return record.usedBlocks + logged
