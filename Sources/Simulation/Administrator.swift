@@ -12,11 +12,16 @@ struct Administrator {
   var spareUsed: UInt64 = 0
   /// What a running list has brought so far.
   var listed: [DiskInfo] = []
+  var listedSnapshots: [SnapshotInfo] = []
+  var diff: DiffCheck?
 }
 
 /// A control request in flight.
 struct ControlCall {
-  enum Refusal: Equatable { case noSuchDisk, alreadyExists, inUse, wouldShrink, badName, badSize }
+  enum Refusal: Equatable {
+    case noSuchDisk, alreadyExists, inUse, wouldShrink, badName, badSize
+    case noSuchSnapshot, snapshotExists, isHeld, hasSnapshots, notOfOneLine
+  }
 
   enum Purpose {
     case resolvingList
@@ -25,16 +30,25 @@ struct ControlCall {
     case openClient(Int)
     case closeClient(Int)
     case change(ModelDisk, ModelDisk.Change)
+    /// A group of snapshots, or a batch of clones: all are made, or none.
+    case make([ModelDisk])
     case show(ModelDisk)
     case list
+    /// Of one disk, or of all.
+    case listSnapshots(ModelDisk?)
+    case diff
     case status
+    case statusAfterFlush
+    case emptyStatus
     case flush
+    case releaseDestage
     case scrub
     /// Anything that just succeeds.
     case plain
     case refused([Refusal])
     case lastFlush
     case lastDelete(ModelDisk)
+    case lastRelease(ModelDisk)
     case lastStatus
     case stop
   }
@@ -80,14 +94,10 @@ extension Simulation {
       firstDisksLeft -= 1
       return createDisk(name)
     }
-    if administrator.holdsDestage {
-      administrator.holdsDestage = false
-      return administer(.holdDestage(false), .plain)
-    }
     administerNext(profile.administration.draw(&adminRandom))
   }
 
-  private func administer(_ request: ControlRequest, _ purpose: ControlCall.Purpose) {
+  func administer(_ request: ControlRequest, _ purpose: ControlCall.Purpose) {
     administrator.isWaiting = true
     call(request, purpose)
   }
@@ -95,7 +105,7 @@ extension Simulation {
   private func administerNext(_ operation: AdminOperation) {
     switch operation {
     case .create:
-      guard catalog.present.count < 20, let name = freeName() else { return }
+      guard catalog.present.count < profile.mostDisks, let name = freeName() else { return }
       createDisk(name)
     case .bad: badControl()
     case .list: startList()
@@ -104,33 +114,52 @@ extension Simulation {
     case .scrub: administer(.scrub, .scrub)
     case .scrubProgress: administer(.scrubProgress, .scrub)
     case .addVolume: addVolume()
-    case .holdDestage:
-      administrator.holdsDestage = true
-      administer(.holdDestage(true), .plain)
-      scheduleAdministrator(after: 3_000_000)
+    case .holdDestage: holdDestage()
     case .show, .delete, .forceDelete, .rename, .grow, .shrink, .set, .setReadOnly:
       let disks = catalog.calm
       if !disks.isEmpty { administerDisk(operation, adminRandom.pick(disks)) }
+    case .snapshot, .snapshotGroup, .deleteSnapshot, .renameSnapshot, .holdSnapshot, .rollback,
+      .clone, .cloneBatch, .deleteWithSnapshots, .listSnapshots, .diff, .badSnapshot:
+      administerSnapshots(operation)
     }
   }
 
+  /// Destaging stops for a time, in which everything else goes on.
+  private func holdDestage() {
+    guard !administrator.holdsDestage else { return }
+    administrator.holdsDestage = true
+    administer(.holdDestage(true), .plain)
+    queue.add(.release, after: adminRandom.pick([3_000_000, 3_000_000, profile.longestHold]))
+  }
+
+  func releaseDestage() {
+    guard administrator.holdsDestage, engine != nil else { return }
+    administrator.holdsDestage = false
+    call(.holdDestage(false), .releaseDestage)
+  }
+
   private func administerDisk(_ operation: AdminOperation, _ disk: ModelDisk) {
-    let connected = clients.contains { $0.disk === disk && $0.state != .closed }
+    let connected = isConnected(disk)
     switch operation {
     case .show: administer(.show(name: disk.name), .show(disk))
     case .delete:
       guard catalog.present.count > 1 else { return }
       let request = ControlRequest.delete(name: disk.name, withSnapshots: false, force: false)
       if connected {
-        // A connection that is being opened or closed may count or not.
-        guard clients.contains(where: { $0.disk === disk && $0.state == .open }) else { return }
-        guard !clients.contains(where: { $0.disk === disk && $0.state != .open }) else { return }
-        return administer(request, .refused([.inUse]))
+        if isCertainlyConnected(disk) { administer(request, .refused([.inUse])) }
+        return
+      }
+      if !catalog.snapshots(of: disk).isEmpty {
+        return administer(request, .refused([.hasSnapshots]))
       }
       change(disk, .delete, request)
     case .forceDelete:
       guard catalog.present.count > 1 else { return }
-      change(disk, .delete, .delete(name: disk.name, withSnapshots: false, force: true))
+      let request = ControlRequest.delete(name: disk.name, withSnapshots: false, force: true)
+      if !catalog.snapshots(of: disk).isEmpty {
+        return administer(request, .refused([.hasSnapshots]))
+      }
+      change(disk, .delete, request)
     case .rename:
       guard let new = freeName() else { return }
       change(disk, .rename(to: new), .rename(name: disk.name, to: new))
@@ -144,7 +173,17 @@ extension Simulation {
     }
   }
 
-  private func change(
+  func isConnected(_ disk: ModelDisk) -> Bool {
+    clients.contains { $0.disk === disk && $0.state != .closed }
+  }
+
+  /// A connection that is being opened or closed may count or not.
+  func isCertainlyConnected(_ disk: ModelDisk) -> Bool {
+    let states = clients.filter { $0.disk === disk && $0.state != .closed }.map(\.state)
+    return !states.isEmpty && states.allSatisfy { $0 == .open }
+  }
+
+  func change(
     _ disk: ModelDisk, _ change: ModelDisk.Change, _ request: ControlRequest
   ) {
     disk.pending = change
@@ -158,7 +197,7 @@ extension Simulation {
     (1...12).map { "vm\($0)" } + (1...6).map { "lab/vm\($0)" }
     + [String(repeating: "n", count: 255), "a/b/c/d", "lab.old/vm1"]
 
-  private func freeName() -> String? {
+  func freeName() -> String? {
     let name = adminRandom.pick(Self.names)
     return catalog.isTaken(name) ? nil : name
   }
@@ -210,7 +249,7 @@ extension Simulation {
       WriteTable.Record(
         submitted: table.tick(), disk: disk.number, firstSector: first,
         sectorCount: disk.sectors - first, pattern: .zeros, weak: profile.flipTailOneIn > 0))
-    disk.model.begin(cut, table)
+    disk.begin(cut, table)
     change(
       disk, .resize(to: size, cut: cut),
       .resize(name: disk.name, size: size, shrink: true, force: true))
@@ -279,12 +318,15 @@ extension Simulation {
       clients[i].state = .closed
       clients[i].disk = nil
       return schedule(i, after: 1_000)
-    case .lastFlush, .lastDelete, .lastStatus: return try endingReplied(call, reply)
-    case .stop: return
+    case .lastFlush, .lastDelete, .lastRelease, .lastStatus:
+      return try endingReplied(call, reply)
+    case .stop, .releaseDestage: return
+    case .emptyStatus:
+      if case .status(let status) = reply { emptyUsed = status.spaceUsed }
+      return
     default: break
     }
     administrator.isWaiting = false
-    if administrator.holdsDestage { scheduleAdministrator(after: 3_000_000) }
     if firstDisksLeft > 0 { scheduleAdministrator(after: 0) }
     if case .failed(let error) = reply { return try administratorFailed(call, error) }
     try administratorSucceeded(call, reply)
@@ -308,21 +350,16 @@ extension Simulation {
       clients[i].disk = nil
       let isExcused =
         disk.isBeingDeleted || disk.isInDoubt || isPassing(error, call)
-        || (matches(error, .noSuchDisk) && wasRenamed(disk, since: call))
+        || ((matches(error, .noSuchDisk) || matches(error, .noSuchSnapshot))
+          && disk.isRenamed(since: call.asked))
       guard isExcused else { throw Violation("an existing disk can't be opened: \(error)") }
     default: throw Violation("an open request was answered with \(reply)")
     }
     schedule(i, after: workRandom.below(2 * clients[i].think))
   }
 
-  /// Whether a rename came between an open request by name and its reply.
-  private func wasRenamed(_ disk: ModelDisk, since call: ControlCall) -> Bool {
-    if case .rename = disk.pending { return true }
-    return disk.renamedAt > call.asked
-  }
-
   /// Errors that come from trouble which the simulator made, or from a stop.
-  private func isPassing(_ error: ControlError, _ call: ControlCall) -> Bool {
+  func isPassing(_ error: ControlError, _ call: ControlCall) -> Bool {
     switch error {
     case .ioError, .suspended: call.sentInTrouble || isInTrouble
     case .stopping: phase == .stopping
@@ -340,6 +377,7 @@ extension Simulation {
       harness[.refusedRequest] += 1
       return
     }
+    if case .make(let all) = call.purpose { return try makingFailed(call, all, error) }
     guard case .change(let disk, let change) = call.purpose else {
       guard isPassing(error, call) else { throw Violation("a control request failed: \(error)") }
       return
@@ -349,10 +387,11 @@ extension Simulation {
       guard profile.mayFill else { throw Violation("a control request found no space") }
       // Nothing may have happened.
       disk.pending = nil
-      if case .create = change { disk.existence = .gone }
+      if case .create = change { disk.vanish() }
+      if case .rollback = change { disk.alternative = nil }
       if case .resize(_, let cut?) = change {
         table.end(cut, .refused)
-        disk.model.refuse(cut, table)
+        disk.refuse(cut, table)
       }
     default:
       guard isPassing(error, call) else { throw Violation("a change failed: \(error)") }
@@ -363,7 +402,9 @@ extension Simulation {
   private func matches(_ error: ControlError, _ refusal: ControlCall.Refusal) -> Bool {
     switch (error, refusal) {
     case (.noSuchDisk, .noSuchDisk), (.alreadyExists, .alreadyExists), (.inUse, .inUse),
-      (.wouldShrink, .wouldShrink), (.badName, .badName), (.badSize, .badSize):
+      (.wouldShrink, .wouldShrink), (.badName, .badName), (.badSize, .badSize),
+      (.noSuchSnapshot, .noSuchSnapshot), (.snapshotExists, .snapshotExists),
+      (.isHeld, .isHeld), (.hasSnapshots, .hasSnapshots), (.notOfOneLine, .notOfOneLine):
       true
     default: false
     }
@@ -376,9 +417,13 @@ extension Simulation {
     case (.refused(let refusals), _):
       throw Violation("a request was carried out that must be refused as \(refusals)")
     case (.change(let disk, let change), _): try changed(disk, change, call, reply)
-    case (.show(let disk), .disk(let info)):
-      try disk.check(info)
-      try catalog.note(info.id, of: disk)
+    case (.make(let all), .done): made(all, call)
+    case (.show(let disk), .disk(let info)): try checkDisk(disk, info)
+    case (.listSnapshots(let disk), .snapshots(let some, let next)):
+      administrator.listedSnapshots += some
+      if let next { return continueSnapshotList(disk, next) }
+      try checkSnapshotList(disk)
+    case (.diff, .changes(let ranges, let next)): try diffReplied(ranges, next)
     case (.list, .disks(let some, let next)):
       administrator.listed += some
       if let next {
@@ -387,11 +432,18 @@ extension Simulation {
         try checkList()
       }
     case (.status, .status(let status)): try check(status)
+    case (.statusAfterFlush, .status(let status)):
+      try check(status)
+      if status.spaceFreeing > 0 && !catalog.isInDoubt {
+        throw Violation("\(status.spaceFreeing) bytes are being freed right after a flush")
+      }
     case (.scrub, .scrub(let report)):
       if report.damagedBlocks > 0 && !damage.isPossible && !isInTrouble {
         throw Violation("scrub found damage that nobody did: \(report.damage)")
       }
-    case (.flush, .done), (.plain, _): break
+    case (.flush, .done):
+      if adminRandom.oneIn(2) { administer(.status, .statusAfterFlush) }
+    case (.plain, _): break
     default: throw Violation("\(call.purpose) was answered with \(reply)")
     }
   }
@@ -408,7 +460,10 @@ extension Simulation {
       harness[.diskCreated] += 1
     case .delete:
       harness[.diskDeleted] += 1
-      for i in clients.indices where clients[i].disk === disk { schedule(i, after: 1_000) }
+      catalog.dropSnapshots(of: disk)
+      for i in clients.indices where clients[i].disk?.existence == .gone {
+        schedule(i, after: 1_000)
+      }
     case .rename:
       harness[.diskRenamed] += 1
       disk.renamedAt = table.tick()
@@ -416,14 +471,20 @@ extension Simulation {
       harness[.diskResized] += 1
       if let cut {
         table.end(cut, .acknowledged)
-        disk.model.acknowledge(cut, table)
+        disk.acknowledge(cut, table)
       }
     case .set: break
+    case .rollback:
+      harness[.diskRolledBack] += 1
+      disk.endRollback(at: table.tick())
     }
-    if case .disk(let info) = reply {
-      try disk.check(info)
-      try catalog.note(info.id, of: disk)
-    }
+    if case .disk(let info) = reply { try checkDisk(disk, info) }
+  }
+
+  private func checkDisk(_ disk: ModelDisk, _ info: DiskInfo) throws(Violation) {
+    try disk.check(info)
+    try catalog.checkPlace(disk, info)
+    try catalog.note(info.id, of: disk)
   }
 
   private func checkList() throws(Violation) {
@@ -434,7 +495,7 @@ extension Simulation {
       guard found.count == 1 else {
         throw Violation("disk “\(disk.name)” is listed \(found.count) times in \(names)")
       }
-      try disk.check(found[0])
+      try checkDisk(disk, found[0])
     }
     let strangers = names.count - wanted.count
     let inDoubt = catalog.disks.filter { $0.existence != .gone && $0.isInDoubt }.count
@@ -444,9 +505,10 @@ extension Simulation {
   private func check(_ status: PoolStatus) throws(Violation) {
     if status.logUsed > status.logSize { throw Violation("more log is used than there is") }
     if status.spaceUsed > status.spaceSize { throw Violation("more space is used than there is") }
-    let inDoubt = catalog.disks.contains { $0.existence != .gone && $0.isInDoubt }
-    if !inDoubt && status.disks != UInt64(catalog.present.count) {
-      throw Violation("status counts \(status.disks) disks, not \(catalog.present.count)")
-    }
+    let (disks, snapshots) = (catalog.present.count, catalog.presentSnapshots.count)
+    if catalog.isInDoubt || (status.disks == disks && status.snapshots == snapshots) { return }
+    throw Violation(
+      "status counts \(status.disks) disks and \(status.snapshots) snapshots, not \(disks) and "
+        + "\(snapshots)")
   }
 }

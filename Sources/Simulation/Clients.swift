@@ -51,13 +51,15 @@ extension Simulation {
   }
 
   private func openClient(_ i: Int) {
-    let disks = catalog.present.filter { $0.existence == .present && !$0.isInDoubt }
+    var disks = catalog.present.filter { !$0.isInDoubt }
+    let snapshots = catalog.presentSnapshots.filter { !$0.isInDoubt && !$0.disk!.isInDoubt }
+    if !snapshots.isEmpty && workRandom.oneIn(4) { disks = snapshots }
     guard !disks.isEmpty else { return schedule(i, after: 2_000_000) }
     let disk = workRandom.pick(disks)
-    if case .rename = disk.pending { return schedule(i, after: 200_000) }
+    if disk.isRenamed(since: .max) { return schedule(i, after: 200_000) }
     clients[i].state = .opening
     clients[i].disk = disk
-    call(.open(name: disk.name), .openClient(i))
+    call(.open(name: disk.fullName), .openClient(i))
   }
 
   /// Lets go of the disk; a disk that was deleted takes its handles with it.
@@ -80,6 +82,7 @@ extension Simulation {
     guard sectors >= 8 else { return closeClient(i) }
     operations += 1
     beforeOperation()
+    if disk.isSnapshot { return look(i, disk) }
     switch profile.operations.draw(&workRandom) {
     case .smallWrite:
       write(i, disk, place(disk, 1 + workRandom.below(24), align: 1))
@@ -100,6 +103,20 @@ extension Simulation {
     case .extents: send(i, disk, .status, place(disk, 8 + workRandom.below(4096), align: 8))
     case .reconnect: closeClient(i)
     case .bad: badRequest(i, disk)
+    }
+  }
+
+  /// A snapshot is read, and refuses to be written.
+  private func look(_ i: Int, _ snapshot: ModelDisk) {
+    switch workRandom.below(20) {
+    case 0..<11: send(i, snapshot, .read, place(snapshot, 1 + workRandom.below(64), align: 1))
+    case 11..<14: send(i, snapshot, .read, place(snapshot, 256 + workRandom.below(257), align: 8))
+    case 14..<16: send(i, snapshot, .status, place(snapshot, 8 + workRandom.below(4096), align: 8))
+    case 16: send(i, snapshot, .flush, 0..<0)
+    case 17:
+      let operation = workRandom.pick([.write, .zero, .trim] as [BlockOperation])
+      send(i, snapshot, operation, place(snapshot, 8, align: 8))
+    default: closeClient(i)
     }
   }
 
@@ -164,7 +181,7 @@ extension Simulation {
 
   /// A request that no engine may carry out: outside the disk, or with a handle that is none.
   private func badRequest(_ i: Int, _ disk: ModelDisk) {
-    let end = max(disk.size, pendingSize(disk)) / UInt64(sectorSize)
+    let end = max(disk.size, disk.pendingSize) / UInt64(sectorSize)
     var request = makeRequest(i, disk, .read, (end - min(end, 4))..<(end + 4))
     request.operation = workRandom.pick([.read, .write, .zero, .trim])
     request.mustRefuse = true
@@ -175,11 +192,6 @@ extension Simulation {
     default: break
     }
     submit(request)
-  }
-
-  private func pendingSize(_ disk: ModelDisk) -> UInt64 {
-    if case .resize(let new, _) = disk.pending { return new }
-    return disk.size
   }
 
   // MARK: Submission
@@ -204,7 +216,7 @@ extension Simulation {
     var request = makeRequest(i, disk, operation, range)
     request.flags = flags
     if let pattern {
-      request.ownsSpace = disk.model.certainlyHoldsData(range, table)
+      request.ownsSpace = disk.certainlyOwns(range, table)
       let changed = operation == .trim ? wholeBlocks(range, disk) : range
       if !changed.isEmpty {
         request.version = begin(changed, disk, pattern, flags.contains(.forceUnitAccess))
@@ -222,7 +234,7 @@ extension Simulation {
       weak: (disk.isWeak && !isForced) || profile.flipTailOneIn > 0)
     record.isForced = isForced
     let version = table.add(record)
-    disk.model.begin(version, table)
+    disk.begin(version, table)
     return version
   }
 
@@ -242,7 +254,7 @@ extension Simulation {
     request.submittedInTrouble =
       isInTrouble
       || (request.isRead && !request.mustRefuse
-        && damage.touches(request.disk.number, request.sectorRange))
+        && damage.touches(request.disk, request.sectorRange))
     if case .client(let i) = request.purpose { clients[i].outstanding += 1 }
     if request.isRead { request.disk.model.readBegan(request.asked) }
     let slot = requests.take(request)

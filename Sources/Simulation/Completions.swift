@@ -18,7 +18,7 @@ extension Simulation {
     case .invalid: try refusedInvalid(request)
     case .stopping: try refusedStopping(request)
     }
-    if request.isRead { request.disk.model.readEnded(request.asked) }
+    if request.isRead { request.disk.readEnded(request.asked) }
     requests.give(slot)
     // An engine that reads from memory does no device operations that a crash could wait for.
     if phase == .verifying, let left = crashCountdown, left > 1 { crashCountdown = left - 1 }
@@ -59,11 +59,10 @@ extension Simulation {
     }
     guard let version = request.version else { return }
     table.end(version, .acknowledged)
-    disk.model.acknowledge(version, table)
+    disk.acknowledge(version, table)
     if request.flags.contains(.forceUnitAccess) && profile.flipTailOneIn == 0 {
       table.raiseDurable(to: request.asked)
     }
-    if !disk.isWeak { damage.heal(disk.number, request.sectorRange, asked: request.asked) }
     try checkLatency(request)
   }
 
@@ -83,18 +82,11 @@ extension Simulation {
   }
 
   private func checkRead(_ request: Request, _ slot: Int) throws(Violation) {
-    let range = request.sectorRange
     let memory = requests.memory(slot) + Int(request.offset % UInt64(blockSize))
-    var start = range.lowerBound
-    while start < range.upperBound {
-      let end = min((start / 8 + 1) * 8, range.upperBound)
-      let at = memory + Int(start - range.lowerBound) * sectorSize
-      do throws(Violation) {
-        try request.disk.model.observe(at, start..<end, asked: request.asked, table, &witness)
-      } catch {
-        throw Violation("\(request.describe): \(error)")
-      }
-      start = end
+    do throws(Violation) {
+      try request.disk.observe(memory, request.sectorRange, asked: request.asked, table, &witness)
+    } catch {
+      throw Violation("\(request.describe): \(error)")
     }
   }
 
@@ -112,7 +104,7 @@ extension Simulation {
       let unit = UInt64(sectorSize)
       let sectors = ((at + unit - 1) / unit)..<((at + item.length) / unit)
       if item.isHole,
-        let data = request.disk.model.sectorWithData(
+        let data = request.disk.sectorWithData(
           sectors, asked: request.asked, table)
       {
         throw Violation("sector \(data) is reported as a hole but holds data: \(request.describe)")
@@ -126,13 +118,13 @@ extension Simulation {
   private func fail(_ request: Request, _ state: WriteTable.State) {
     guard let version = request.version else { return }
     table.end(version, state)
-    if state == .refused { request.disk.model.refuse(version, table) }
+    if state == .refused { request.disk.refuse(version, table) }
   }
 
   private func failedWithIO(_ request: Request) throws(Violation) {
     fail(request, .failed)
     if request.submittedInTrouble || isInTrouble || request.disk.isBeingDeleted
-      || (request.operation != .flush && damage.touches(request.disk.number, request.sectorRange))
+      || (request.operation != .flush && damage.touches(request.disk, request.sectorRange))
     {
       harness[.eioExcused] += 1
       if request.purpose == .verification { verification.retry(request) }
@@ -152,7 +144,7 @@ extension Simulation {
     case .read, .trim, .flush, .status:
       throw Violation("ENOSPC for a request that needs no space: \(request.describe)")
     }
-    if request.ownsSpace && request.disk.model.certainlyHoldsData(request.sectorRange, table) {
+    if request.ownsSpace && request.disk.certainlyOwns(request.sectorRange, table) {
       throw Violation("ENOSPC for blocks that the disk owns already: \(request.describe)")
     }
   }

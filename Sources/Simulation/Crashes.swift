@@ -72,6 +72,7 @@ extension Simulation {
     administrator.isWaiting = false
     administrator.isScheduled = false
     administrator.holdsDestage = false
+    administrator.diff = nil
     for i in clients.indices {
       clients[i].state = .closed
       clients[i].disk = nil
@@ -106,7 +107,9 @@ extension Simulation {
   /// The model's side of a crash.
   func forgetUnacknowledged(_ powerCut: Bool) {
     table.crash(powerCut: powerCut)
-    for disk in catalog.disks { disk.model.crash(powerCut: powerCut, table) }
+    for disk in catalog.all where disk.existence != .gone {
+      disk.crash(powerCut: powerCut, table)
+    }
   }
 
   // MARK: Faults

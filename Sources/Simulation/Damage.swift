@@ -6,45 +6,32 @@ import Core
 
 /// What flipped bits may have hurt.
 struct Damage {
-  /// When each damaged block of a disk was hit.
-  private var blocks: [UInt64: WriteTable.Tick] = [:]
+  /// By the block of a disk: versions with damaged content. Whatever refers to one of them, the disk
+  /// itself, snapshots or clones, may share the damaged place.
+  private var blocks: [UInt64: [Stamp.Version]] = [:]
   /// Something flipped, whatever it was.
   private(set) var isPossible = false
   /// A log record table was hit: the engine may refuse to open the pool.
   var mayRefuseToOpen = false
   var metadataFlips = 0
 
-  private static func key(_ disk: UInt16, _ block: UInt64) -> UInt64 {
-    UInt64(disk) << 48 | block
-  }
-
   mutating func happened() { isPossible = true }
 
-  mutating func hurt(_ disk: UInt16, sector: UInt64, tick: WriteTable.Tick) {
-    blocks[Self.key(disk, sector / 8)] = tick
+  mutating func hurt(_ version: Stamp.Version, sector: UInt64) {
+    blocks[sector / 8, default: []].append(version)
   }
 
-  /// Whole blocks were written anew, by a write that was submitted at `asked`; one that was under
-  /// way when the bit flipped may have been hit itself.
-  mutating func heal(_ disk: UInt16, _ sectors: Range<UInt64>, asked: WriteTable.Tick) {
-    guard !blocks.isEmpty else { return }
-    let first = (sectors.lowerBound + 7) / 8
-    let end = sectors.upperBound / 8
-    guard first < end else { return }
-    guard end - first < 4096 else { return }
-    for block in first..<end {
-      let key = Self.key(disk, block)
-      if let hit = blocks[key], hit < asked { blocks[key] = nil }
-    }
-  }
-
-  func touches(_ disk: UInt16, _ sectors: Range<UInt64>) -> Bool {
+  /// Whether a block of the range may hold damaged content. A block that was written anew does not:
+  /// the damaged version has left its model.
+  func touches(_ disk: ModelDisk, _ sectors: Range<UInt64>) -> Bool {
     guard !blocks.isEmpty, !sectors.isEmpty else { return false }
     let range = (sectors.lowerBound / 8)..<((sectors.upperBound + 7) / 8)
-    if range.count < 4096 { return range.contains { blocks[Self.key(disk, $0)] != nil } }
-    let low = Self.key(disk, range.lowerBound)
-    let high = Self.key(disk, range.upperBound)
-    return blocks.keys.contains { $0 >= low && $0 < high }
+    if range.count < blocks.count {
+      return range.contains { block in
+        blocks[block].map { disk.mayHold($0, block: block) } == true
+      }
+    }
+    return blocks.contains { range.contains($0.key) && disk.mayHold($0.value, block: $0.key) }
   }
 }
 
@@ -135,7 +122,7 @@ extension Simulation {
     if dataOnly && owners.isEmpty { return false }
     damage.happened()
     for owner in owners {
-      damage.hurt(owner.disk, sector: owner.sector, tick: table.tick())
+      damage.hurt(owner.version, sector: owner.sector)
     }
     let bit = Int(faultRandom.below(UInt64(blockSize * 8)))
     device.flip(block: block, bit: bit)
@@ -145,7 +132,7 @@ extension Simulation {
 
   private func stampOwners(
     _ device: SimulatedDevice, _ block: UInt64, _ memory: AlignedMemory
-  ) -> [(disk: UInt16, sector: UInt64)] {
+  ) -> [(version: Stamp.Version, sector: UInt64)] {
     device.readDurable(block: block, into: memory.base)
     return (0..<8).compactMap { Stamp.owner(memory.base + $0 * sectorSize) }
   }

@@ -22,6 +22,11 @@ import Core
 //
 // A 4 KiB block is all or nothing: no sector may show a write while another sector that the same
 // write covers shows something certainly older.
+//
+// A snapshot's model is a copy of its disk's, taken when the request is sent. Until the reply, writes
+// that begin enter it too, and nothing leaves it: any of them may be in front of the mark or
+// behind it. What is read from it once is what it is for ever. A clone's model is a copy of the
+// snapshot's; what it has inherited was there before all its own writes.
 
 /// Gathers, over the verification after a power cut, whether what survived is a prefix.
 package struct PrefixWitness {
@@ -54,8 +59,10 @@ package struct DiskModel {
   package typealias Version = Stamp.Version
   package typealias Tick = WriteTable.Tick
 
-  /// The disk's number in stamps.
-  let number: UInt16
+  /// The disk's number in stamps; a snapshot has none, because nothing is written to it.
+  private let number: UInt16?
+  /// Of the last rollback: a write that is missing may have been rolled back instead of lost.
+  var wasRolledBack = false
   private var slots: [UInt64: Int32] = [:]
   /// The blocks that were ever written, in the order of their first write.
   private(set) var touched: [UInt64] = []
@@ -75,6 +82,53 @@ package struct DiskModel {
   }
 
   package init(number: UInt16) { self.number = number }
+
+  /// A copy under another number: of a snapshot (nil) or of a disk that begins as one.
+  private init(_ model: DiskModel, number: UInt16?) {
+    self.number = number
+    slots = model.slots
+    touched = model.touched
+    sectors = model.sectors
+    openZeros = number == nil ? model.openZeros : []
+  }
+
+  private var isSnapshot: Bool { number == nil }
+
+  /// What a mark takes that is being made from now on. It will be durable with all that was
+  /// acknowledged before it, so nothing that is hidden can be in it.
+  package func marked() -> DiskModel {
+    var mark = DiskModel(self, number: nil)
+    for s in mark.sectors.indices where !mark.sectors[s].isSettled {
+      mark.sectors[s].update { _, hidden in hidden ? .remove : .keep }
+    }
+    return mark
+  }
+
+  /// The mark has been made: nothing enters it any more.
+  package mutating func seal() { openZeros.removeAll() }
+
+  /// A disk that begins as this snapshot.
+  package func branched(as number: UInt16) -> DiskModel { DiskModel(self, number: number) }
+
+  /// Reads that began on `model`, in whose place this one is now, may go on here.
+  mutating func takeReads(of model: DiskModel) { openReads = model.openReads }
+  func hasReads(before tick: Tick) -> Bool { openReads.contains { $0 < tick } }
+
+  /// Whether disk `number` has inherited the version as a clone.
+  private static func isInherited(
+    _ version: Version, by number: UInt16?, _ table: WriteTable
+  ) -> Bool {
+    guard let number, version != 0 else { return false }
+    return table[version].disk != number
+  }
+
+  private static func isBefore(
+    _ older: Version, _ newer: Version, on number: UInt16?, _ table: WriteTable
+  ) -> Bool {
+    table.isBefore(older, newer)
+      || (newer != 0 && isInherited(older, by: number, table)
+        && !isInherited(newer, by: number, table))
+  }
 
   /// The blocks within a range of sectors that were ever written.
   private func touchedSlots(_ range: Range<UInt64>) -> [Int32] {
@@ -135,9 +189,10 @@ package struct DiskModel {
     let haunts = !openReads.isEmpty
     for slot in touchedSlots(range) {
       for s in within(slot, range) {
-        if haunts { haunt(s, table) { $0 != version && table.isBefore($0, version) } }
+        let isOlder = { [number] in $0 != version && Self.isBefore($0, version, on: number, table) }
+        if haunts { haunt(s, table, isOlder) }
         sectors[s].update { other, hidden in
-          guard other != version, table.isBefore(other, version) else { return .keep }
+          guard isOlder(other) else { return .keep }
           return durable ? .remove : .hide
         }
         if !durable { pruneOvertaken(s, table) }
@@ -159,6 +214,9 @@ package struct DiskModel {
       hidden && version != newest && table.isBefore(version, newest) ? .remove : .keep
     }
   }
+
+  /// The write was acknowledged while a mark was being made of what is in front of it or not.
+  package mutating func pass(_ version: Version) { close(version) }
 
   /// The write was refused: it is certainly not there.
   package mutating func refuse(_ version: Version, _ table: WriteTable) {
@@ -221,14 +279,18 @@ package struct DiskModel {
 
   // MARK: Questions
 
-  /// Whether every block that the range touches certainly holds data (so has space of its own).
-  func certainlyHoldsData(_ range: Range<UInt64>, _ table: WriteTable) -> Bool {
+  /// Whether every block that the range touches certainly holds data that was written after
+  /// `branched`, since when the disk shares nothing more (so it has space of its own).
+  func certainlyHoldsData(
+    _ range: Range<UInt64>, since branched: Tick, _ table: WriteTable
+  ) -> Bool {
     for block in (range.lowerBound / 8)..<((range.upperBound + 7) / 8) {
       guard let slot = slots[block] else { return false }
       let holds = (0..<8).contains { s in
         let sector = block * 8 + UInt64(s)
         return !sectors[Int(slot) * 8 + s].contains { version, _ in
           table[version].state != .acknowledged || table.isZero(version, sector: sector)
+            || table[version].submitted <= branched || Self.isInherited(version, by: number, table)
         }
       }
       if !holds { return false }
@@ -253,7 +315,50 @@ package struct DiskModel {
     return nil
   }
 
+  /// Whether the block may hold any of the versions, or may come to hold one again.
+  func mayHold(_ versions: [Version], block: UInt64) -> Bool {
+    guard let slot = slots[block] else { return false }
+    return (0..<8).contains { s in
+      let place = Int(slot) * 8 + s
+      return sectors[place].contains { version, _ in versions.contains(version) }
+        || ghosts[place]?.contains { versions.contains($0.version) } == true
+    }
+  }
+
+  private func candidates(_ block: UInt64, _ sector: Int) -> Candidates {
+    slots[block].map { sectors[Int($0) * 8 + sector] } ?? Candidates(0)
+  }
+
+  /// Whether the block certainly reads otherwise in the other model.
+  func certainlyDiffers(_ other: DiskModel, block: UInt64, _ table: WriteTable) -> Bool {
+    (0..<8).contains { s in
+      let (ours, theirs) = (candidates(block, s), other.candidates(block, s))
+      let sector = block * 8 + UInt64(s)
+      return !ours.contains { a, _ in
+        theirs.contains { b, _ in
+          a == b || (table.isZero(a, sector: sector) && table.isZero(b, sector: sector))
+        }
+      }
+    }
+  }
+
+  /// Whether the whole block may read as zeros.
+  func mayBeZero(block: UInt64, _ table: WriteTable) -> Bool {
+    (0..<8).allSatisfy { s in
+      candidates(block, s).contains { version, _ in
+        table.isZero(version, sector: block * 8 + UInt64(s))
+      }
+    }
+  }
+
   // MARK: Reads
+
+  /// What the sectors of a block may be showing.
+  private struct Sight {
+    var shown = InlineArray<8, Version>(repeating: 0)
+    /// Sectors (a bit each) that show what has left since the read was submitted.
+    var late: UInt8 = 0
+  }
 
   /// Checks what a read that was submitted at `asked` returned for the sectors `range` of one
   /// block, and notes what follows from it.
@@ -262,41 +367,61 @@ package struct DiskModel {
     _ witness: inout PrefixWitness
   ) throws(Violation) {
     let block = range.lowerBound / 8
-    guard let slot = slots[block] else {
-      try observeUntouched(memory, range, table)
+    guard let sight = try look(memory, range, asked: asked, table), let slot = slots[block] else {
       return
     }
+    for sector in range where sight.late & (1 << UInt8(sector % 8)) == 0 {
+      settle(
+        Int(slot) * 8 + Int(sector % 8), sight.shown[Int(sector % 8)], sector, asked, table,
+        &witness)
+    }
+  }
+
+  /// Whether a read may have returned this for the sectors `range` of one block.
+  func fits(
+    _ memory: UnsafeRawPointer, _ range: Range<UInt64>, asked: Tick, _ table: WriteTable
+  ) throws(Violation) {
+    _ = try look(memory, range, asked: asked, table)
+  }
+
+  /// Nil for a block that was never written.
+  private func look(
+    _ memory: UnsafeRawPointer, _ range: Range<UInt64>, asked: Tick, _ table: WriteTable
+  ) throws(Violation) -> Sight? {
+    let block = range.lowerBound / 8
+    guard let slot = slots[block] else {
+      try observeUntouched(memory, range, table)
+      return nil
+    }
     let base = Int(slot) * 8 - Int(block * 8)
-    // What each sector may be showing; more than one entry only for zeros.
-    var shown = InlineArray<8, Version>(repeating: 0)
+    var sight = Sight()
+    // More than one version may be shown only for zeros.
     var ambiguous = false
-    // Sectors (a bit each) that show what has left since the read was submitted.
-    var late: UInt8 = 0
     for sector in range {
       let at = memory + Int(sector - range.lowerBound) * sectorSize
       let s = base + Int(sector)
-      let content = Stamp.content(at, disk: number, sector: sector)
+      let content = Stamp.content(at, sector: sector, disk: table.disk)
       switch content {
       case .version(let version):
-        if try !isReadable(version, s, sector, asked, table) { late |= 1 << UInt8(sector % 8) }
-        shown[Int(sector % 8)] = version
+        if try !isReadable(version, s, sector, asked, table) {
+          sight.late |= 1 << UInt8(sector % 8)
+        }
+        sight.shown[Int(sector % 8)] = version
       case .zero:
         let zeros = readableZeros(s, sector, table)
         let gone = ghosts(s, asked) { table.isZero($0, sector: sector) }
         guard let one = zeros.version ?? gone.first else {
           throw Violation("\(place(sector)) reads as zeros, but may hold \(list(s, table))")
         }
-        if !gone.isEmpty { late |= 1 << UInt8(sector % 8) }
+        if !gone.isEmpty { sight.late |= 1 << UInt8(sector % 8) }
         if zeros.count + gone.count > 1 { ambiguous = true }
-        shown[Int(sector % 8)] = one
+        sight.shown[Int(sector % 8)] = one
       case .foreign(let what):
         throw Violation("\(place(sector)) holds \(what), but may hold \(list(s, table))")
       }
     }
-    if !ambiguous { try checkWhole(shown, range, table) }
-    for sector in range where late & (1 << UInt8(sector % 8)) == 0 {
-      settle(base + Int(sector), shown[Int(sector % 8)], sector, asked, table, &witness)
-    }
+    if !ambiguous { try checkWhole(sight.shown, range, table) }
+    return sight
   }
 
   private func observeUntouched(
@@ -304,7 +429,7 @@ package struct DiskModel {
   ) throws(Violation) {
     for sector in range {
       let at = memory + Int(sector - range.lowerBound) * sectorSize
-      let content = Stamp.content(at, disk: number, sector: sector)
+      let content = Stamp.content(at, sector: sector, disk: table.disk)
       guard content == .zero else {
         throw Violation("\(place(sector)) was never written, but holds \(content)")
       }
@@ -320,16 +445,13 @@ package struct DiskModel {
     {
       return true
     }
-    if sectors[s].contains(where: { $0 == version && !$1 }) {
+    if table.mayExist(version), sectors[s].contains(where: { $0 == version && !$1 }) {
       if table.isZero(version, sector: sector) {
         throw Violation("\(place(sector)) shows \(table.describe(version)), which writes zeros")
       }
       return true
     }
     if !ghosts(s, asked, { $0 == version }).isEmpty { return false }
-    guard Int(version) < table.records.count else {
-      throw Violation("\(place(sector)) holds a write \(version) that never was")
-    }
     throw Violation(
       "\(place(sector)) went back to \(table.describe(version)); it may hold \(list(s, table))")
   }
@@ -341,7 +463,7 @@ package struct DiskModel {
     var found: Version?
     var count = 0
     sectors[s].each { version, hidden in
-      guard !hidden, table.isZero(version, sector: sector) else { return }
+      guard !hidden, table.isZero(version, sector: sector), table.mayExist(version) else { return }
       count += 1
       if found.map({ table[version].ended > table[$0].ended }) ?? true { found = version }
     }
@@ -358,7 +480,7 @@ package struct DiskModel {
       let w = shown[Int(a % 8)]
       for b in range where shown[Int(b % 8)] != w && table[w].covers(b) {
         let x = shown[Int(b % 8)]
-        if table.isBefore(x, w) || table[x].covers(a) {
+        if Self.isBefore(x, w, on: number, table) || table[x].covers(a) {
           let all = range.map { "\(shown[Int($0 % 8)])" }.joined(separator: " ")
           throw Violation(
             "\(place(a)) shows \(table.describe(w)), but \(place(b)), which it covers too, "
@@ -379,10 +501,13 @@ package struct DiskModel {
       return
     }
     let isZero = table.isZero(shown, sector: sector)
-    let stays = !table[shown].weak || table[shown].ended < table.durableBefore
-    if openReads.count > 1 {
+    let isInherited = Self.isInherited(shown, by: number, table)
+    let stays =
+      isSnapshot || isInherited || !table[shown].weak || table[shown].ended < table.durableBefore
+    if openReads.count > 1, !isSnapshot {
       haunt(s, table) { $0 != shown && table[$0].ended < asked && table[$0].state != .failed }
     }
+    let (number, isSnapshot, wasRolledBack) = (number, isSnapshot, wasRolledBack)
     sectors[s].update { version, hidden in
       if version == shown { return .keep }
       let record = table[version]
@@ -391,20 +516,23 @@ package struct DiskModel {
         earliest = min(earliest, record.submitted)
         return .keep
       }
-      if record.state == .uncertain && record.wasAcknowledged
-        && table.isBefore(shown, version)
-      {
+      let isOwn = number == record.disk || version == 0
+      let mayBeLost =
+        isSnapshot || (record.state == .uncertain && isOwn && !wasRolledBack)
+      if mayBeLost && record.wasAcknowledged && table.isBefore(shown, version) {
         witness.lost(version, ended: record.ended)
       }
+      if isSnapshot { return .remove }
       // A failed write may still come until the next crash.
-      guard record.ended < asked && record.state != .failed else { return .keep }
+      guard !isOwn || (record.ended < asked && record.state != .failed) else { return .keep }
       return stays ? .remove : .hide
     }
     witness.kept(shown, submitted: earliest)
   }
 
   private func place(_ sector: UInt64) -> String {
-    "sector \(sector) of disk #\(number) (block \(sector / 8))"
+    let owner = number.map { "of disk #\($0)" } ?? "of the snapshot"
+    return "sector \(sector) \(owner) (block \(sector / 8))"
   }
 
   private func list(_ s: Int, _ table: WriteTable) -> String {

@@ -12,6 +12,8 @@ package enum EventKind: Equatable {
   case wake
   /// A fault of the run's plan is due.
   case fault
+  /// Destaging was held long enough.
+  case release
   /// The engine is started.
   case start
 }

@@ -37,8 +37,10 @@ package enum ClientOperation: Sendable {
 package enum AdminOperation: Sendable {
   case create, delete, forceDelete, rename, grow, shrink, set, setReadOnly
   case show, list, status, flush, scrub, scrubProgress, addVolume, holdDestage
+  case snapshot, snapshotGroup, deleteSnapshot, renameSnapshot, holdSnapshot, rollback
+  case clone, cloneBatch, deleteWithSnapshots, listSnapshots, diff
   /// A request that must be refused.
-  case bad
+  case bad, badSnapshot
 }
 
 /// What may go wrong while the pool is served.
@@ -117,6 +119,14 @@ package struct Profile: Sendable {
   /// One write in so many asks for FUA; 0: none.
   var forcedOneIn: UInt64 = 12
   var administration = Profile.mixedAdministration
+  /// So many disks at most, clones included; a batch may make this many more.
+  var mostDisks = 20
+  /// So many snapshots at most.
+  var mostSnapshots = 12
+  /// So many clones in one batch.
+  var batch: ClosedRange<UInt64> = 1...6
+  /// Destaging is held for so long at most, in nanoseconds.
+  var longestHold: UInt64 = 30_000_000
   /// One control request for so many client operations.
   var administerEvery: UInt64 = 40
   /// Whether ENOSPC may occur at all.
@@ -156,6 +166,35 @@ extension Profile {
     .init(.grow, 3), .init(.shrink, 2), .init(.set, 3), .init(.setReadOnly, 1),
     .init(.show, 4), .init(.list, 3), .init(.status, 3), .init(.flush, 4), .init(.scrub, 1),
     .init(.scrubProgress, 1), .init(.addVolume, 1), .init(.holdDestage, 1), .init(.bad, 3),
+    .init(.snapshot, 3), .init(.snapshotGroup, 1), .init(.deleteSnapshot, 2),
+    .init(.renameSnapshot, 1), .init(.holdSnapshot, 1), .init(.rollback, 1), .init(.clone, 1),
+    .init(.cloneBatch, 1), .init(.deleteWithSnapshots, 1), .init(.listSnapshots, 1),
+    .init(.diff, 1), .init(.badSnapshot, 1),
+  ]
+
+  /// Mostly marks.
+  private static let marking: [Weighted<AdminOperation>] = [
+    .init(.create, 2), .init(.delete, 1), .init(.rename, 1), .init(.grow, 1), .init(.shrink, 1),
+    .init(.set, 1), .init(.show, 3), .init(.list, 2), .init(.status, 2), .init(.flush, 3),
+    .init(.scrub, 1), .init(.holdDestage, 3), .init(.bad, 1),
+    .init(.snapshot, 20), .init(.snapshotGroup, 10), .init(.deleteSnapshot, 18),
+    .init(.renameSnapshot, 2), .init(.holdSnapshot, 3), .init(.rollback, 8), .init(.clone, 6),
+    .init(.cloneBatch, 2), .init(.deleteWithSnapshots, 4), .init(.listSnapshots, 4),
+    .init(.diff, 8), .init(.badSnapshot, 3),
+  ]
+
+  /// Mostly clones.
+  private static let cloning: [Weighted<AdminOperation>] = [
+    .init(.create, 1), .init(.delete, 10), .init(.forceDelete, 20), .init(.rename, 1),
+    .init(.show, 5), .init(.list, 2), .init(.status, 2), .init(.flush, 3), .init(.holdDestage, 2),
+    .init(.snapshot, 14), .init(.snapshotGroup, 2), .init(.deleteSnapshot, 14),
+    .init(.rollback, 3), .init(.clone, 8), .init(.cloneBatch, 10), .init(.deleteWithSnapshots, 16),
+    .init(.listSnapshots, 2), .init(.diff, 3), .init(.badSnapshot, 3),
+  ]
+
+  /// What keeps old content, on top of a profile's own administration.
+  private static let fewMarks: [Weighted<AdminOperation>] = [
+    .init(.snapshot, 1), .init(.deleteSnapshot, 1),
   ]
 
   /// Small writes and rewrites in one place: absorption, wrap-around, summaries.
@@ -232,7 +271,7 @@ extension Profile {
       $0.forcedOneIn = 0
       $0.hotKiB = 256...1024
       $0.connections = 4...8
-      $0.administration = [.init(.show, 1), .init(.status, 1)]
+      $0.administration = [.init(.show, 4), .init(.status, 4)] + fewMarks
       $0.crashKinds = [.init(.powerCut, 1)]
     },
     // A killed engine leaves its writes in the devices' caches; the power goes soon after.
@@ -242,7 +281,7 @@ extension Profile {
       $0.operations = [.init(.smallWrite, 10), .init(.blockWrite, 30), .init(.read, 10)]
       $0.forcedOneIn = 0
       $0.connections = 2...4
-      $0.administration = [.init(.show, 1), .init(.status, 1)]
+      $0.administration = [.init(.show, 4), .init(.status, 4)] + fewMarks
       $0.crashes = 10...30
       $0.crashKinds = [.init(.kill, 1), .init(.powerCut, 1)]
       $0.crashInRecoveryOneIn = 2
@@ -280,7 +319,8 @@ extension Profile {
       $0.cacheKiB = [16_384]
       $0.giantOneIn = 0
       $0.operations = [.init(.blockWrite, 60), .init(.blocksWrite, 30), .init(.flush, 5)]
-      $0.administration = [.init(.show, 1), .init(.status, 1), .init(.flush, 2)]
+      $0.administration =
+        [.init(.show, 4), .init(.status, 4), .init(.flush, 8)] + fewMarks
       $0.ackLimitMicroseconds = 20_000
       $0.crashes = 1...2
     },
@@ -299,6 +339,73 @@ extension Profile {
       $0.hotKiB = 128...512
       $0.connections = 4...8
       $0.depth = 4...8
+    },
+    // Trees of snapshots, with crashes everywhere.
+    Profile(name: "snapshots") {
+      $0.weight = 25
+      $0.volumeMiB = 192...384
+      $0.disks = 2...4
+      $0.diskKiB = 512...4096
+      $0.hotKiB = 64...512
+      $0.giantOneIn = 12
+      $0.administerEvery = 7
+      $0.administration = marking
+      $0.mostSnapshots = 24
+      $0.crashes = 4...9
+      $0.crashInRecoveryOneIn = 4
+    },
+    // Clones of clones by the dozen, each with a few writes of its own.
+    Profile(name: "clone-farm") {
+      $0.weight = 20
+      $0.volumeMiB = 192...384
+      $0.disks = 1...2
+      $0.diskKiB = 256...2048
+      $0.hotKiB = 64...512
+      $0.giantOneIn = 20
+      $0.administerEvery = 6
+      $0.administration = cloning
+      $0.mostDisks = 60
+      $0.mostSnapshots = 20
+      $0.batch = 1...40
+      $0.connections = 6...12
+      $0.depth = 1...4
+      $0.operations = mixedOperations + [.init(.reconnect, 12)]
+    },
+    // Snapshots fill what is left of the space.
+    Profile(name: "full-snapshots") {
+      $0.weight = 10
+      $0.volumes = 1...2
+      $0.volumeMiB = 40...56
+      $0.spareVolumes = 1
+      $0.disks = 2...3
+      $0.diskKiB = 8192...16_384
+      $0.hotKiB = 2048...8192
+      $0.operations = filling
+      $0.mayFill = true
+      $0.administerEvery = 12
+      $0.administration = marking
+    },
+    // The group commit is long, so much is under way when a mark comes.
+    Profile(name: "slow-marks") {
+      $0.weight = 8
+      $0.disks = 3...5
+      $0.diskKiB = 256...1024
+      $0.hotKiB = 16...64
+      $0.giantOneIn = 0
+      $0.connections = 8...12
+      $0.depth = 1...2
+      $0.thinkMicroseconds = 1...50
+      $0.operations = [
+        .init(.smallWrite, 10), .init(.blockWrite, 60), .init(.blocksWrite, 5), .init(.read, 5),
+        .init(.reconnect, 4),
+      ]
+      $0.faults = [.init(.slowLog, 1)]
+      $0.administerEvery = 10
+      $0.administration = [
+        .init(.create, 1), .init(.snapshotGroup, 10), .init(.deleteSnapshot, 10),
+        .init(.rollback, 2), .init(.clone, 1), .init(.deleteWithSnapshots, 1),
+      ]
+      $0.mostSnapshots = 24
     },
     Profile(name: "many-disks") {
       $0.weight = 6

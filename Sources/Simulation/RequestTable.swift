@@ -39,7 +39,7 @@ struct Request {
   }
 
   var describe: String {
-    "\(operation) of \(length) bytes at \(offset) of disk #\(disk.number) “\(disk.name)”"
+    "\(operation) of \(length) bytes at \(offset) of \(disk.title)"
   }
 }
 
@@ -93,6 +93,11 @@ struct RequestTable {
     guard slot < slots.count, slots[slot].inUse, UInt64(slots[slot].generation) == token >> 32
     else { return nil }
     return slot
+  }
+
+  /// Versions that a disk's requests in flight write.
+  func openVersions(of disk: ModelDisk) -> [Stamp.Version] {
+    slots.compactMap { $0.inUse && $0.disk === disk ? $0.version : nil }
   }
 
   var oldest: Request? {

@@ -9,6 +9,8 @@ struct Verification {
   var current: ModelDisk?
   var handle: DiskHandle?
   var isClosing = false
+  /// Something of the disk could not be read.
+  var metErrors = false
   /// Ranges of sectors to read yet, the next one last.
   var ranges: [Range<UInt64>] = []
 
@@ -16,7 +18,7 @@ struct Verification {
   /// does not hide its neighbours.
   mutating func retry(_ request: Request) {
     let range = request.sectorRange
-    guard range.count > 8 else { return }
+    guard range.count > 8 else { return metErrors = true }
     var start = range.lowerBound
     while start < range.upperBound {
       let end = min((start / 8 + 1) * 8, range.upperBound)
@@ -31,7 +33,7 @@ extension Simulation {
 
   func start() throws(Violation) {
     flipTail()
-    if !damage.isPossible {
+    if checks && !damage.isPossible {
       let complaints = system.check(pool)
       if !complaints.isEmpty {
         throw Violation("check: " + complaints.prefix(5).joined(separator: "; "))
@@ -55,30 +57,61 @@ extension Simulation {
   func recovered() throws(Violation) {
     tell("ready")
     table.raiseDurable(to: table.tick())
-    for disk in catalog.disks { disk.model.recovered() }
+    for disk in catalog.all where disk.existence != .gone { disk.recovered() }
     phase = .listing
-    listed = []
-    call(.list(cursor: nil, limit: 7), .resolvingList)
+    list()
   }
 
+  private func list() {
+    (listed, listedSnapshots) = ([], [])
+    call(.list(cursor: nil, limit: listLimit), .resolvingList)
+  }
+
+  private var listLimit: Int { catalog.disks.count < 64 ? 7 : 100 }
+
   func resolvingListReplied(_ reply: ControlReply) throws(Violation) {
-    guard case .disks(let some, let next) = reply else {
-      guard case .failed = reply, isInTrouble else {
-        throw Violation("the disks can't be listed after a restart: \(reply)")
-      }
-      listed = []
-      return call(.list(cursor: nil, limit: 7), .resolvingList)
+    switch reply {
+    case .disks(let some, let next):
+      listed += some
+      if let next { return call(.list(cursor: next, limit: listLimit), .resolvingList) }
+      // An engine without snapshots is never asked for them.
+      if catalog.snapshots.isEmpty { return try resolve() }
+      call(.listSnapshots(disk: nil, cursor: nil, limit: listLimit), .resolvingList)
+    case .snapshots(let some, let next):
+      listedSnapshots += some
+      guard let next else { return try resolve() }
+      call(.listSnapshots(disk: nil, cursor: next, limit: listLimit), .resolvingList)
+    case .failed where isInTrouble: list()
+    default: throw Violation("the disks can't be listed after a restart: \(reply)")
     }
-    listed += some
-    if let next { return call(.list(cursor: next, limit: 7), .resolvingList) }
-    try catalog.resolve(listed, &table)
+  }
+
+  private func resolve() throws(Violation) {
+    try catalog.resolve(listed, listedSnapshots, &table)
     verification = Verification()
-    verification.disks = catalog.present
+    verification.disks = disksToVerify()
     phase = .verifying
     if crashesInVerification && crashCountdown == nil {
       crashKind = crashRandom.oneIn(2) ? .powerCut : .kill
       crashCountdown = 2 + crashRandom.below(30)
     }
+  }
+
+  /// All disks that are no clones, and all else as long as it is not too much.
+  private func disksToVerify() -> [ModelDisk] {
+    var disks = catalog.present.filter { $0.origin == nil || $0.alternative != nil }
+    var others = catalog.present.filter { $0.origin != nil && $0.alternative == nil }
+    others += catalog.presentSnapshots
+    let most = isLast ? 100 : 16
+    while others.count > most {
+      others.swapAt(Int(crashRandom.below(UInt64(others.count))), others.count - 1)
+      others.removeLast()
+    }
+    disks += others
+    for i in disks.indices.reversed() where i > 0 {
+      disks.swapAt(i, Int(crashRandom.below(UInt64(i + 1))))
+    }
+    return disks
   }
 
   // MARK: Verification
@@ -88,7 +121,7 @@ extension Simulation {
       guard let next = verification.disks.popLast() else { return try verified() }
       verification.current = next
       verification.ranges = rangesToVerify(next)
-      return call(.open(name: next.name), .openVerification)
+      return call(.open(name: next.fullName), .openVerification)
     }
     guard let handle = verification.handle, !verification.isClosing else { return }
     while requests.inUse < 12, let range = verification.ranges.popLast() {
@@ -110,13 +143,16 @@ extension Simulation {
     case (.openVerification, .opened(let handle, let size, let readOnly)):
       let disk = verification.current!
       guard size == disk.size, readOnly == disk.readOnly else {
-        throw Violation("disk “\(disk.name)” was opened with the wrong size or mode")
+        throw Violation("\(disk.title) was opened with the wrong size or mode")
       }
       verification.handle = handle
       verification.isClosing = false
+      verification.metErrors = false
     case (.openVerification, .failed) where isInTrouble:
-      self.call(.open(name: verification.current!.name), .openVerification)
+      self.call(.open(name: verification.current!.fullName), .openVerification)
     case (.closeVerification, .done):
+      // What fits both contents of a disk everywhere makes no difference any more.
+      if !verification.metErrors { verification.current!.alternative = nil }
       verification.current = nil
       verification.handle = nil
     default:
@@ -127,7 +163,7 @@ extension Simulation {
   /// All blocks that were ever written, and some that were not.
   private func rangesToVerify(_ disk: ModelDisk) -> [Range<UInt64>] {
     let sectors = disk.sectors
-    var blocks = disk.model.touched
+    var blocks = disk.model.touched + (disk.alternative?.model.touched ?? [])
     for _ in 0..<4 where sectors > 8 { blocks.append(crashRandom.below(sectors / 8)) }
     blocks.sort()
     var ranges: [Range<UInt64>] = []
@@ -163,8 +199,10 @@ extension Simulation {
   private func startWorking() {
     phase = .working
     crashCountdown = nil
+    for disk in catalog.disks { disk.model.wasRolledBack = false }
     planCrash()
     for i in clients.indices { schedule(i, after: workRandom.below(2 * clients[i].think)) }
+    if crashes == 0 { call(.status, .emptyStatus) }
     scheduleFirstDisks()
   }
 
@@ -185,24 +223,49 @@ extension Simulation {
     case (.lastFlush, .done): try lastCrash()
     case (.lastDelete(let disk), .done):
       disk.commit(.delete)
+      catalog.dropSnapshots(of: disk)
+      try deleteNext()
+    case (.lastRelease(let snapshot), .done):
+      snapshot.isHeld = false
       try deleteNext()
     case (.lastStatus, .status(let status)):
       // All data is gone, so all space but metadata is back.
-      let left = status.spaceUsed
-      if left > status.spaceMetadata + 1 << 20 && !catalog.disks.contains(where: \.isInDoubt) {
-        // The check, after the crash to come, may say what they are.
-        leak = "\(left) bytes are in use although every disk was deleted"
-      }
+      if !catalog.isInDoubt { leak = whatIsLeft(status) }
       try lastCrash()
     case (_, .failed) where isInTrouble: try lastCrash()
     default: throw Violation("\(call.purpose) was answered with \(reply) at the end")
     }
   }
 
+  private func whatIsLeft(_ status: PoolStatus) -> String? {
+    // The check, after the crash to come, may say what they are.
+    let mebi: UInt64 = 1 << 20
+    if status.spaceUsed > status.spaceMetadata + mebi || status.spaceUsed > emptyUsed + mebi {
+      return "\(status.spaceUsed) bytes are in use although everything was deleted"
+    }
+    if status.spaceHeld > 0 || status.spaceFreeing > 0 {
+      return "\(status.spaceHeld) bytes are held and \(status.spaceFreeing) are being freed although "
+        + "everything was deleted"
+    }
+    if status.disks > 0 || status.snapshots > 0 {
+      return "\(status.disks) disks and \(status.snapshots) snapshots are left of none"
+    }
+    return nil
+  }
+
+  /// Everything is deleted in a random order.
   private func deleteNext() throws(Violation) {
-    guard let disk = catalog.calm.first else { return call(.flush, .lastFlush) }
+    let all = catalog.all.filter { $0.existence == .present && $0.pending == nil }
+    guard !all.isEmpty else { return call(.flush, .lastFlush) }
+    let disk = crashRandom.pick(all)
+    if let held = disk.isSnapshot ? disk : catalog.snapshots(of: disk).first(where: \.isHeld),
+      held.isHeld
+    {
+      return call(.holdSnapshot(held.snapshotName, false), .lastRelease(held))
+    }
     disk.pending = .delete
-    call(.delete(name: disk.name, withSnapshots: false, force: true), .lastDelete(disk))
+    if disk.isSnapshot { return call(.deleteSnapshot(disk.snapshotName), .lastDelete(disk)) }
+    call(.delete(name: disk.name, withSnapshots: true, force: true), .lastDelete(disk))
   }
 
   private func lastCrash() throws(Violation) {

@@ -53,6 +53,9 @@ package enum HarnessPath: Int, CaseIterable, Sendable {
   case flippedData, flippedMetadata, flippedLog, flippedTail
   case ackedRead, ackedWrite, refusedRequest, eioExcused, noSpaceSeen, gaveUp
   case diskCreated, diskDeleted, diskRenamed, diskResized, volumeAdded, waitedForSlot
+  case snapshotMade, groupMade, cloneMade, batchMade, diskRolledBack, snapshotDeleted, diffChecked
+  /// A crash left it open, and the lists or the content told.
+  case makingDecided, rollbackDecided
 }
 
 package struct HarnessCounters: Sendable {

@@ -33,6 +33,8 @@ package final class Simulation {
   let profile: Profile
   let seed: UInt64
   let steps: UInt64
+  /// Whether pools are checked offline after each crash.
+  let checks: Bool
   let pool: SimulatedPool
 
   // What follows from the seed, a generator for each concern: one more draw here moves nothing
@@ -65,6 +67,7 @@ package final class Simulation {
   var lastCall: UInt64 = 0
   var verification = Verification()
   var listed: [DiskInfo] = []
+  var listedSnapshots: [SnapshotInfo] = []
   var operations: UInt64 = 0
   var administrator = Administrator()
 
@@ -81,6 +84,8 @@ package final class Simulation {
   var consecutiveCrashes = 0
   var isLast = false
   var hasDeletedAll = false
+  /// Bytes in use when there was nothing yet.
+  var emptyUsed: UInt64 = 0
   /// What the last status found wrong.
   var leak: String?
   var firstDisksLeft: UInt64 = 0
@@ -93,11 +98,12 @@ package final class Simulation {
 
   package init(
     system: SimulatedSystem, seed: UInt64, steps: UInt64, profile: Profile? = nil,
-    planted: PlantedFault? = nil, verbose: Bool = false
+    planted: PlantedFault? = nil, checks: Bool = true, verbose: Bool = false
   ) {
     self.system = system
     self.seed = seed
     self.steps = steps
+    self.checks = checks
     trace = Trace(verbose: verbose)
     var random = SeededRandom(seed: seed)
     let drawn = Profile.draw(&random)
@@ -181,6 +187,7 @@ package final class Simulation {
     case .administrator: administratorTurn()
     case .wake: wakeAt = .max
     case .fault: endFaults()
+    case .release: releaseDestage()
     case .start: try start()
     }
   }

@@ -45,13 +45,17 @@ package enum Stamp {
     for i in 2..<Self.words { words[i] = base &+ UInt64(i) &* step }
   }
 
-  package static func content(_ memory: UnsafeRawPointer, disk: UInt16, sector: UInt64) -> Content {
+  /// - Parameter disk: the disk that a version was written to; nil when there is no such version. A
+  ///   clone shows what was written to others.
+  package static func content(
+    _ memory: UnsafeRawPointer, sector: UInt64, disk: (Version) -> UInt16?
+  ) -> Content {
     let words = memory.assumingMemoryBound(to: UInt64.self)
     let w0 = words[0]
     if w0 == 0 { return isZero(memory) ? .zero : .foreign("half zeros") }
     guard w0 >> 48 == magic else { return .foreign("no stamp (begins with \(hex(w0)))") }
     let version = Version(truncatingIfNeeded: w0)
-    guard w0 == head(version, disk), words[1] == sector else {
+    guard let disk = disk(version), w0 == head(version, disk), words[1] == sector else {
       return .foreign(
         "content of write \(version) to disk #\(w0 >> 32 & 0xFFFF), sector \(words[1])")
     }
@@ -62,11 +66,11 @@ package enum Stamp {
     return .version(version)
   }
 
-  /// Whose intact or damaged stamp a sector carries: what a flipped bit there may hurt.
-  package static func owner(_ memory: UnsafeRawPointer) -> (disk: UInt16, sector: UInt64)? {
+  /// What intact or damaged stamp a sector carries: what a flipped bit there may hurt.
+  package static func owner(_ memory: UnsafeRawPointer) -> (version: Version, sector: UInt64)? {
     let words = memory.assumingMemoryBound(to: UInt64.self)
     guard words[0] >> 48 == magic else { return nil }
-    return (UInt16(truncatingIfNeeded: words[0] >> 32), words[1])
+    return (Version(truncatingIfNeeded: words[0]), words[1])
   }
 
   @inline(__always)

@@ -93,6 +93,24 @@ package struct WriteTable {
 
   package mutating func raiseDurable(to tick: Tick) { durableBefore = max(durableBefore, tick) }
 
+  /// The disk that the version was written to; nil when there is no such version.
+  func disk(_ version: Version) -> UInt16? {
+    Int(version) < records.count ? records[Int(version)].disk : nil
+  }
+
+  /// Whether the write may have been carried out at all.
+  func mayExist(_ version: Version) -> Bool { records[Int(version)].state != .refused }
+
+  /// What was written to a disk, or may have been, between two ticks: ranges of sectors.
+  func writes(to disk: UInt16, from: Tick, to end: Tick) -> [Range<UInt64>] {
+    records.dropFirst().compactMap { r in
+      guard r.disk == disk, r.ended >= from, r.submitted <= end, r.state != .refused else {
+        return nil
+      }
+      return r.firstSector..<r.endSector
+    }
+  }
+
   /// Whether no crash can take `version` away any more.
   func isDurable(_ version: Version) -> Bool {
     let r = records[Int(version)]
@@ -174,7 +192,7 @@ package struct WriteTable {
     if version == 0 { return "the initial zeros" }
     let r = records[Int(version)]
     let end = r.ended == .max ? "" : "\(r.ended)"
-    return "write \(version) (sectors \(r.firstSector)+\(r.sectorCount), \(r.pattern), \(r.state)"
+    return "write \(version) (disk #\(r.disk), sectors \(r.firstSector)+\(r.sectorCount), \(r.pattern), \(r.state)"
       + "\(r.weak ? ", weak" : ""), ticks \(r.submitted)...\(end))"
   }
 }

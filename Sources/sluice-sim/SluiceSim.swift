@@ -22,6 +22,9 @@ struct RunOptions: ParsableArguments {
   @Option(help: "Build this mistake into the engine (see `sluice-sim planted --help`).")
   var planted: String?
 
+  @Flag(inversion: .prefixedNo, help: "Check pools offline after each crash.")
+  var check = true
+
   @Option(help: "The engine under test: `sluice`, or the simulator's own `toy`.")
   var engine: EngineChoice = .standard
 
@@ -41,6 +44,7 @@ struct RunOptions: ParsableArguments {
     var list = ["--steps", "\(steps)"]
     if let profile { list += ["--profile", profile] }
     if let planted { list += ["--planted", planted] }
+    if !check { list += ["--no-check"] }
     if engine != .standard { list += ["--engine", engine.rawValue] }
     return list
   }
@@ -49,7 +53,7 @@ struct RunOptions: ParsableArguments {
     Simulation(
       system: engine.system, seed: seed, steps: steps,
       profile: profile.flatMap(Profile.named) ?? engine.onlyProfile,
-      planted: planted.flatMap(PlantedFault.init(rawValue:)), verbose: verbose)
+      planted: planted.flatMap(PlantedFault.init(rawValue:)), checks: check, verbose: verbose)
   }
 }
 
