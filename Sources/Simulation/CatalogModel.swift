@@ -88,7 +88,9 @@ struct CatalogModel {
       throw Violation("\(disk.title) is shown with \(info.snapshots) snapshots, not \(own.count)")
     }
     guard let origin = disk.origin else {
-      if let shown = info.origin { throw Violation("\(disk.title) is shown as a clone of \(shown)") }
+      if let shown = info.origin {
+        throw Violation("\(disk.title) is shown as a clone of \(shown)")
+      }
       return
     }
     if origin.isInDoubt || origin.disk!.isInDoubt { return }

@@ -244,7 +244,8 @@ extension Simulation {
       return "\(status.spaceUsed) bytes are in use although everything was deleted"
     }
     if status.spaceHeld > 0 || status.spaceFreeing > 0 {
-      return "\(status.spaceHeld) bytes are held and \(status.spaceFreeing) are being freed although "
+      return
+        "\(status.spaceHeld) bytes are held and \(status.spaceFreeing) are being freed although "
         + "everything was deleted"
     }
     if status.disks > 0 || status.snapshots > 0 {

@@ -510,7 +510,7 @@ def _(_, pool):
     for name in ("gold", "vm-1", "vm-5@s", "deep"):
         pool.look(name, "read -P 1 0 8M")
     status = pool.json("status")
-    expect(status["disks"] == 21 and status["snapshots"] == 20, f"{status}")
+    expect(status["disks"] == 21 and status["snapshots"] == 19, f"{status}")
 
 
 # Differences

@@ -179,6 +179,10 @@ package final class Destager {
     let limit = pool.fault == .checkpointNotExactPrefix ? FrameSequence.max : cut
     for _ in 0..<32 {
       guard try pool.catalog.applyNext(upTo: limit, applied: markApplied) else {
+        while hiddenSeen < pool.catalog.hidden {
+          hiddenSeen += 1
+          pool.paths.hit(.snapshotHidden)
+        }
         sweepNextLayer()
         return true
       }
@@ -199,6 +203,7 @@ package final class Destager {
     pool.frozen[applied].object = object
     applied += 1
   }
+  private var hiddenSeen: UInt64 = 0
   /// Of `pool.frozen`, layers whose marks the trees have.
   private var applied = 0
 
@@ -719,19 +724,21 @@ package final class Destager {
   /// Enters the layer's roots and counters into its object's record.
   private func record(_ layer: Layer) throws(SpaceWait) {
     guard let tree = layer.map?.tree else { return }
+    guard var record = try pool.catalog.treeRecord(of: layer.object) else { return }
     let nodes = UInt64(Int64(layer.metadataBlocks) + 2 * Int64(tree.nodeDelta))
-    try pool.catalog.update(layer.object) {
-      $0.inheritsMap = false
-      $0.map = tree.root
-      $0.branchInstant = tree.branchInstant
-      $0.usedBlocks = layer.usedBlocks
-      $0.exclusiveBlocks = layer.exclusiveBlocks
-      $0.metadataBlocks = nodes
-      $0.deadList = layer.dead?.tree.root ?? .none
-      $0.dead = layer.dead?.counts ?? DeadCounts()
-      $0.parentBranchInstant = layer.parentBranchInstant
-      $0.deadOfParentOnly = layer.deadOfParentOnly
-    }
+    let former = record
+    record.inheritsMap = false
+    record.map = tree.root
+    record.branchInstant = tree.branchInstant
+    record.usedBlocks = layer.usedBlocks
+    record.exclusiveBlocks = layer.exclusiveBlocks
+    record.metadataBlocks = nodes
+    record.deadList = layer.dead?.tree.root ?? .none
+    record.dead = layer.dead?.counts ?? DeadCounts()
+    record.parentBranchInstant = layer.parentBranchInstant
+    record.deadOfParentOnly = layer.deadOfParentOnly
+    try pool.catalog.put(record, of: layer.object)
+    pool.catalog.changedOwn(former, to: layer.exclusiveBlocks)
     tree.nodeDelta = 0
     layer.metadataBlocks = nodes
   }

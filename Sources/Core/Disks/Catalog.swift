@@ -71,6 +71,8 @@ package final class Catalog {
   package var freeingBlocks: UInt64
   /// The same of deleted snapshots that wait for their children.
   package var heldBlocks: UInt64
+  /// Snapshots hidden since the catalog was opened.
+  package internal(set) var hidden: UInt64 = 0
 
   /// For the simulator's own test.
   package var fault: PlantedFault?

@@ -138,6 +138,17 @@ extension Catalog {
     try put(record, of: snapshot)
     guard record.isHidden else { return try startFreeing(snapshot, record) }
     heldBlocks += record.exclusiveBlocks
+    hidden += 1
+  }
+
+  /// An object that may be deleted already owns another number of blocks.
+  func changedOwn(_ former: ObjectRecord, to blocks: UInt64) {
+    guard former.links == 0 else { return }
+    if former.isHidden {
+      heldBlocks = heldBlocks &- former.exclusiveBlocks &+ blocks
+    } else {
+      freeingBlocks = freeingBlocks &- former.exclusiveBlocks &+ blocks
+    }
   }
 
   /// A child of the snapshot is gone. To be called once for it, and again only after a wait.

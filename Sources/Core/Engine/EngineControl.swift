@@ -143,7 +143,9 @@ extension Engine {
     let isInherited = layer?.base != nil || (layer?.map == nil && record.inheritsMap)
     let own = layer?.map != nil ? layer!.exclusiveBlocks : isInherited ? 0 : record.exclusiveBlocks
     var origin: String?
-    if record.origin.raw != 0, let snapshot = try pool.catalog.record(of: record.origin) {
+    if record.origin.raw != 0, let snapshot = try pool.catalog.record(of: record.origin),
+      try pool.catalog.record(of: snapshot.parent) != nil
+    {
       origin = try pool.catalog.path(of: snapshot)
     }
     return DiskInfo(
