@@ -61,6 +61,8 @@ package struct DiskModel {
 
   /// The disk's number in stamps; a snapshot has none, because nothing is written to it.
   private let number: UInt16?
+  /// Of a snapshot: the disk, and when the mark was asked for.
+  private var mark: (disk: UInt16, asked: Tick)?
   /// Of the last rollback: a write that is missing may have been rolled back instead of lost.
   var wasRolledBack = false
   private var slots: [UInt64: Int32] = [:]
@@ -96,12 +98,13 @@ package struct DiskModel {
 
   /// What a mark takes that is being made from now on. It will be durable with all that was
   /// acknowledged before it, so nothing that is hidden can be in it.
-  package func marked() -> DiskModel {
-    var mark = DiskModel(self, number: nil)
-    for s in mark.sectors.indices where !mark.sectors[s].isSettled {
-      mark.sectors[s].update { _, hidden in hidden ? .remove : .keep }
+  package func marked(at asked: Tick) -> DiskModel {
+    var copy = DiskModel(self, number: nil)
+    copy.mark = number.map { ($0, asked) }
+    for s in copy.sectors.indices where !copy.sectors[s].isSettled {
+      copy.sectors[s].update { _, hidden in hidden ? .remove : .keep }
     }
-    return mark
+    return copy
   }
 
   /// The mark has been made: nothing enters it any more.
@@ -507,7 +510,7 @@ package struct DiskModel {
     if openReads.count > 1, !isSnapshot {
       haunt(s, table) { $0 != shown && table[$0].ended < asked && table[$0].state != .failed }
     }
-    let (number, isSnapshot, wasRolledBack) = (number, isSnapshot, wasRolledBack)
+    let (number, mark, wasRolledBack) = (number, mark, wasRolledBack)
     sectors[s].update { version, hidden in
       if version == shown { return .keep }
       let record = table[version]
@@ -518,11 +521,16 @@ package struct DiskModel {
       }
       let isOwn = number == record.disk || version == 0
       let mayBeLost =
-        isSnapshot || (record.state == .uncertain && isOwn && !wasRolledBack)
+        if let mark {
+          // Under way when the mark was made; what is older may be in doubt for other reasons.
+          record.disk == mark.disk && record.ended > mark.asked
+        } else {
+          record.state == .uncertain && isOwn && !wasRolledBack
+        }
       if mayBeLost && record.wasAcknowledged && table.isBefore(shown, version) {
         witness.lost(version, ended: record.ended)
       }
-      if isSnapshot { return .remove }
+      if mark != nil { return .remove }
       // A failed write may still come until the next crash.
       guard !isOwn || (record.ended < asked && record.state != .failed) else { return .keep }
       return stays ? .remove : .hide

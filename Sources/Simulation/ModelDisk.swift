@@ -104,7 +104,7 @@ final class ModelDisk {
     size = disk.size
     readOnly = true
     poolIsWeak = false
-    model = disk.model.marked()
+    model = disk.model.marked(at: batch.asked)
     hotRanges = disk.hotRanges
     pending = .create
     disk.forks.append(self)
