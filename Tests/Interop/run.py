@@ -14,6 +14,7 @@ import clients  # noqa: E402, F401
 import fio_verify  # noqa: E402, F401
 import bad_messages  # noqa: E402, F401
 import refusals  # noqa: E402, F401
+import snapshots  # noqa: E402, F401
 import full_pool  # noqa: E402, F401
 import damage  # noqa: E402, F401
 import scale  # noqa: E402, F401
