@@ -204,6 +204,17 @@ package final class Catalog {
     return record
   }
 
+  /// The first object from `object` on, as the trees have it.
+  package func nextObject(
+    from object: ObjectID
+  ) throws(SpaceWait) -> (object: ObjectID, record: ObjectRecord)? {
+    guard let item = try objects.ceiling(TreeKey(hi: object.raw, lo: 0)) else { return nil }
+    guard let record = ObjectRecord(decoding: item.value.bytes) else {
+      throw .damaged(objects.root)
+    }
+    return (ObjectID(item.key.hi), record)
+  }
+
   /// The full name of an object by its first name, `/` between segments; DISK@SNAP for a snapshot.
   package func path(of record: ObjectRecord) throws(SpaceWait) -> String {
     if record.kind == .snapshot {

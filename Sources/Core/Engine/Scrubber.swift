@@ -6,15 +6,15 @@ final class Scrubber {
   var report = ScrubReport()
   private(set) var memory: AlignedMemory
   var freeBuffers: [Int] = Array(0..<Scrubber.inFlight)
-  var key: TreeKey?
-  var targets: [NameTarget]
-  var listed = false
+  /// Objects that only the log has when it begins, and then the objects tree from `next` on.
+  var logged: [NameTarget]
+  var next = ObjectID(TreeOwner.firstFree)
   var disk: VirtualDisk?
   var block: UInt64 = 0
   var outstanding = 0
 
-  init(targets: [NameTarget]) {
-    self.targets = targets
+  init(logged: [NameTarget]) {
+    self.logged = logged
     memory = AlignedMemory(bytes: Self.inFlight * maximumPiece)
     report.running = true
   }
@@ -41,7 +41,7 @@ extension Engine {
   /// Goes on with the running scrub, or starts one; the report when it is through.
   func scrub(_ job: ControlJob) throws(SpaceWait) -> ControlReply? {
     if scrubber == nil || (job.stage == 0 && scrubber?.report.running == false) {
-      scrubber = Scrubber(targets: pool.catalog.overlayTargets())
+      scrubber = Scrubber(logged: pool.catalog.overlayTargets())
     }
     job.stage = 1
     guard let scrubber else { return nil }
@@ -58,25 +58,40 @@ extension Engine {
         disk.connections -= 1
         scrubber.disk = nil
       }
-      if let target = scrubber.targets.last {
-        if target.kind != .directory, try pool.catalog.record(of: target.object) != nil {
-          let disk = pool.disk(target.object)
-          try pool.load(disk)
-          disk.connections += 1
-          scrubber.disk = disk
-          scrubber.block = 0
+      if let target = scrubber.logged.last {
+        if try pool.catalog.treeRecord(of: target.object) == nil,
+          let record = try pool.catalog.record(of: target.object)
+        {
+          try begin(scrubber, target.object, record)
         }
-        scrubber.targets.removeLast()
+        scrubber.logged.removeLast()
         continue
       }
-      if scrubber.listed { break }
-      let page = try pool.catalog.page(after: scrubber.key, limit: 256)
-      scrubber.targets = page.targets
-      scrubber.key = page.next
-      scrubber.listed = page.next == nil
+      guard let found = try pool.catalog.nextObject(from: scrubber.next) else { break }
+      try begin(scrubber, found.object, found.record)
+      scrubber.next = ObjectID(found.object.raw + 1)
     }
     scrubber.report.running = false
     return true
+  }
+
+  /// Turns to an object, if it has blocks of its own to be read: hidden snapshots have, what is being
+  /// freed has not.
+  private func begin(
+    _ scrubber: Scrubber, _ object: ObjectID, _ record: ObjectRecord
+  ) throws(SpaceWait) {
+    guard record.kind != .directory, record.links > 0 || record.isHidden,
+      !record.inheritsMap || pool.disks.find(object) != nil
+    else { return }
+    let disk = pool.disk(object)
+    if disk.record == nil {
+      disk.name = try pool.catalog.path(of: record)
+      disk.record = record
+    }
+    try pool.load(disk.layer)
+    disk.connections += 1
+    scrubber.disk = disk
+    scrubber.block = 0
   }
 
   /// True when the disk's last read has been issued.
