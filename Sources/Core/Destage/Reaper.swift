@@ -123,14 +123,12 @@ final class Reaper {
       job.stage = 1
     }
     try pool.catalog.forget(job.object)
-    pool.catalog.freeingBlocks -= min(pool.catalog.freeingBlocks, job.record.exclusiveBlocks)
     pool.paths.hit(.zombieFreed)
     self.job = nil
   }
 
   private func free(_ address: BlockAddress, _ count: Int, of job: Job) {
     job.record.exclusiveBlocks -= min(job.record.exclusiveBlocks, UInt64(count))
-    pool.catalog.freeingBlocks -= min(pool.catalog.freeingBlocks, UInt64(count))
     pool.space.noteReleased(address, count)
   }
 
@@ -214,14 +212,9 @@ final class Reaper {
       record.exclusiveBlocks += snapshot.exclusiveBlocks
       try pool.catalog.put(record, of: child)
       settle(child, record)
-      if record.isHidden { pool.catalog.heldBlocks += snapshot.exclusiveBlocks }
     }
     try pool.catalog.removeEdge(job.object, child)
-    let isFreed = try pool.catalog.isBeingFreed(child)
     try pool.catalog.forget(job.object)
-    if !isFreed {
-      pool.catalog.freeingBlocks -= min(pool.catalog.freeingBlocks, snapshot.exclusiveBlocks)
-    }
     pool.paths.hit(.snapshotMerged)
   }
 

@@ -261,7 +261,9 @@ extension Engine {
     }
     if record.inheritsMap {
       let parent = record.parentSnapshot
-      guard let snapshot = try pool.catalog.record(of: parent) else { return logged }
+      // Deleted snapshots count as well: what is on them is here, too.
+      let stored = try pool.catalog.treeRecord(of: parent)
+      guard let snapshot = stored ?? pool.catalog.created(parent) else { return logged }
       return try used(parent, snapshot) + logged
     }
     return record.usedBlocks + logged
