@@ -179,10 +179,6 @@ package final class Destager {
     let limit = pool.fault == .checkpointNotExactPrefix ? FrameSequence.max : cut
     for _ in 0..<32 {
       guard try pool.catalog.applyNext(upTo: limit, applied: markApplied) else {
-        while hiddenSeen < pool.catalog.hidden {
-          hiddenSeen += 1
-          pool.paths.hit(.snapshotHidden)
-        }
         sweepNextLayer()
         return true
       }
@@ -203,7 +199,6 @@ package final class Destager {
     pool.frozen[applied].object = object
     applied += 1
   }
-  private var hiddenSeen: UInt64 = 0
   /// Of `pool.frozen`, layers whose marks the trees have.
   private var applied = 0
 
@@ -726,7 +721,6 @@ package final class Destager {
     guard let tree = layer.map?.tree else { return }
     guard var record = try pool.catalog.treeRecord(of: layer.object) else { return }
     let nodes = UInt64(Int64(layer.metadataBlocks) + 2 * Int64(tree.nodeDelta))
-    let former = record
     record.inheritsMap = false
     record.map = tree.root
     record.branchInstant = tree.branchInstant
@@ -738,7 +732,6 @@ package final class Destager {
     record.parentBranchInstant = layer.parentBranchInstant
     record.deadOfParentOnly = layer.deadOfParentOnly
     try pool.catalog.put(record, of: layer.object)
-    pool.catalog.changedOwn(former, to: layer.exclusiveBlocks)
     tree.nodeDelta = 0
     layer.metadataBlocks = nodes
   }

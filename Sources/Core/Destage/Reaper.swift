@@ -13,8 +13,6 @@
 final class Reaper {
   private let pool: Pool
   private var job: Job?
-  /// A snapshot whose name is gone and which is not on the list yet.
-  private var unnamed: ObjectID?
   /// The job's trees are being written, and its state is entered into the catalog then.
   var isSaving = false
 
@@ -49,10 +47,6 @@ final class Reaper {
 
   /// Goes on for a bounded time; false when there is nothing to be freed.
   func advance() throws(SpaceWait) -> Bool {
-    if let snapshot = unnamed {
-      try pool.catalog.removeUnnamed(snapshot)
-      unnamed = nil
-    }
     guard let job else { return try begin() }
     if job.child != nil { try merge(job) } else { try prune(job) }
     return true
@@ -65,8 +59,12 @@ final class Reaper {
       return true
     }
     if record.kind == .disk, let entry = try pool.catalog.nextSnapshot(of: object) {
-      if try pool.catalog.removeName(object, entry.name) { unnamed = entry.object }
-      return try advance()
+      // Each on its own is done once, and no checkpoint comes between the two.
+      if let snapshot = try pool.catalog.treeRecord(of: entry.object), snapshot.links > 0 {
+        try pool.catalog.removeUnnamed(entry.object)
+      }
+      _ = try pool.catalog.removeName(object, entry.name)
+      return true
     }
     if record.children == 0, try pool.catalog.isBeingFreed(record.parentSnapshot) {
       object = record.parentSnapshot
@@ -123,14 +121,12 @@ final class Reaper {
       job.stage = 1
     }
     try pool.catalog.forget(job.object)
-    pool.catalog.freeingBlocks -= min(pool.catalog.freeingBlocks, job.record.exclusiveBlocks)
     pool.paths.hit(.zombieFreed)
     self.job = nil
   }
 
   private func free(_ address: BlockAddress, _ count: Int, of job: Job) {
     job.record.exclusiveBlocks -= min(job.record.exclusiveBlocks, UInt64(count))
-    pool.catalog.freeingBlocks -= min(pool.catalog.freeingBlocks, UInt64(count))
     pool.space.noteReleased(address, count)
   }
 
@@ -214,14 +210,9 @@ final class Reaper {
       record.exclusiveBlocks += snapshot.exclusiveBlocks
       try pool.catalog.put(record, of: child)
       settle(child, record)
-      if record.isHidden { pool.catalog.heldBlocks += snapshot.exclusiveBlocks }
     }
     try pool.catalog.removeEdge(job.object, child)
-    let isFreed = try pool.catalog.isBeingFreed(child)
     try pool.catalog.forget(job.object)
-    if !isFreed {
-      pool.catalog.freeingBlocks -= min(pool.catalog.freeingBlocks, snapshot.exclusiveBlocks)
-    }
     pool.paths.hit(.snapshotMerged)
   }
 

@@ -67,15 +67,14 @@ package final class Catalog {
   package internal(set) var appliedNextObject: UInt64
   /// Objects in the trees' list of those being freed.
   package internal(set) var deletedObjects: UInt64
-  /// Data blocks that only these refer to.
-  package var freeingBlocks: UInt64
+  /// Data blocks that only these refer to, as of their records.
+  package private(set) var freeingBlocks: UInt64
   /// The same of deleted snapshots that wait for their children.
-  package var heldBlocks: UInt64
-  /// Snapshots hidden since the catalog was opened.
-  package internal(set) var hidden: UInt64 = 0
+  package private(set) var heldBlocks: UInt64
 
   /// For the simulator's own test.
   package var fault: PlantedFault?
+  package var paths = RarePathCounters()
 
   package init(objects: Tree, names: Tree, root: RootRecord) {
     self.objects = objects
@@ -156,14 +155,16 @@ package final class Catalog {
     if overlay?.isDeleted == true { return nil }
     var record: ObjectRecord
     if let stored = try treeRecord(of: object) {
+      // Deleted, and not all of its space is free yet.
+      if stored.links == 0 { return nil }
       record = stored
     } else if let created = created(object) {
       record = created
     } else {
       return nil
     }
-    // Without a name it was deleted.
-    if record.links == 0 { return nil }
+    // A deleted disk's snapshots go with it, one by one.
+    if record.kind == .snapshot, try self.record(of: record.parent) == nil { return nil }
     guard let overlay else { return record }
     for (number, change) in overlay.dependents where number > applied {
       record.dependents = UInt32(clamping: Int64(record.dependents) + Int64(change))
@@ -319,6 +320,11 @@ package final class Catalog {
       nextObject = max(nextObject, object.raw + 1)
       snapshotCount += 1
     case .clone(let batch):
+      // Where a name was another's until lately, it is the clone's now.
+      for key in nameOverlay.keys
+      where key.parent == batch.parent && batch.index(of: key.name) != nil {
+        nameOverlay[key] = nil
+      }
       batches.append((batch, sequence))
       addDependents(of: batch.snapshot, batch.count, sequence)
       nextObject = max(nextObject, batch.first.raw + UInt64(batch.count))
@@ -482,7 +488,31 @@ package final class Catalog {
 
   /// Writes an object's record to the tree.
   package func put(_ record: ObjectRecord, of object: ObjectID) throws(SpaceWait) {
+    let old = try treeRecord(of: object)
     try objects.store(TreeKey(hi: object.raw, lo: 0), record.encoded())
+    if let old { discount(old) }
+    if record.isHidden {
+      heldBlocks += record.exclusiveBlocks
+    } else if record.links == 0 {
+      freeingBlocks += record.exclusiveBlocks
+    }
+  }
+
+  private func discount(_ old: ObjectRecord) {
+    if old.isHidden {
+      heldBlocks -= min(heldBlocks, old.exclusiveBlocks)
+    } else if old.links == 0 {
+      freeingBlocks -= min(freeingBlocks, old.exclusiveBlocks)
+    }
+  }
+
+  /// The object that was being freed holds nothing any more. Again after a wait.
+  package func forget(_ object: ObjectID) throws(SpaceWait) {
+    let old = try treeRecord(of: object)
+    if try objects.remove(TreeKey(hi: object.raw, lo: 0)), let old { discount(old) }
+    if try names.remove(TreeKey(hi: 0, lo: object.raw)) {
+      deletedObjects -= min(deletedObjects, 1)
+    }
   }
 
   package func update(_ object: ObjectID, _ body: (inout ObjectRecord) -> Void) throws(SpaceWait) {

@@ -83,13 +83,11 @@ extension Catalog {
     try addEdge(snapshot, disk)
     try put(record, of: former)
     try names.store(TreeKey(hi: 0, lo: former.raw), [])
-    let own = head.exclusiveBlocks
     head.inherit(from: snapshot)
     head.size = size
     (head.modified, head.changed) = (time, time)
     try put(head, of: disk)
     deletedObjects += 1
-    freeingBlocks += own
     appliedNextObject = max(appliedNextObject, former.raw + 1)
   }
 
@@ -126,29 +124,17 @@ extension Catalog {
     }
     try names.store(TreeKey(hi: 0, lo: object.raw), [])
     deletedObjects += 1
-    freeingBlocks += record?.exclusiveBlocks ?? 0
   }
 
   /// A snapshot has lost its name: it is freed, or hidden while it has several children.
   func removeUnnamed(_ snapshot: ObjectID) throws(SpaceWait) {
     guard var record = try treeRecord(of: snapshot) else { return }
-    record.links = 0
+    guard record.children > 1 else { return try startFreeing(snapshot, record) }
+    record.isHidden = true
     record.isHeld = false
-    record.isHidden = record.children > 1
+    record.links = 0
     try put(record, of: snapshot)
-    guard record.isHidden else { return try startFreeing(snapshot, record) }
-    heldBlocks += record.exclusiveBlocks
-    hidden += 1
-  }
-
-  /// An object that may be deleted already owns another number of blocks.
-  func changedOwn(_ former: ObjectRecord, to blocks: UInt64) {
-    guard former.links == 0 else { return }
-    if former.isHidden {
-      heldBlocks = heldBlocks &- former.exclusiveBlocks &+ blocks
-    } else {
-      freeingBlocks = freeingBlocks &- former.exclusiveBlocks &+ blocks
-    }
+    paths.hit(.snapshotHidden)
   }
 
   /// A child of the snapshot is gone. To be called once for it, and again only after a wait.
@@ -160,11 +146,7 @@ extension Catalog {
     record.children -= min(record.children, 1)
     if returns { record.isHidden = false }
     try put(record, of: snapshot)
-    if returns {
-      deletedObjects += 1
-      heldBlocks -= min(heldBlocks, record.exclusiveBlocks)
-      freeingBlocks += record.exclusiveBlocks
-    }
+    if returns { deletedObjects += 1 }
   }
 
   /// The next object whose space is to be freed.
@@ -187,14 +169,6 @@ extension Catalog {
       throw .damaged(names.root)
     }
     return first
-  }
-
-  /// The object that was being freed holds nothing any more. Again after a wait.
-  package func forget(_ object: ObjectID) throws(SpaceWait) {
-    _ = try objects.remove(TreeKey(hi: object.raw, lo: 0))
-    if try names.remove(TreeKey(hi: 0, lo: object.raw)) {
-      deletedObjects -= min(deletedObjects, 1)
-    }
   }
 }
 

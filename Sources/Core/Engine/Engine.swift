@@ -105,6 +105,7 @@ package final class Engine: BlockEngine {
   package var rarePaths: RarePathCounters {
     var sum = pool.paths
     sum.add(pool.log.paths)
+    if let catalog = pool.catalog { sum.add(catalog.paths) }
     return sum
   }
 

@@ -231,9 +231,7 @@ extension Engine {
     }
     let limit = max(1, min(limit, 4096))
     while let target = job.targets.last, job.snapshotInfos.count < limit {
-      if target.kind == .snapshot, let record = try pool.catalog.record(of: target.object),
-        try pool.catalog.record(of: record.parent) != nil
-      {
+      if target.kind == .snapshot, let record = try pool.catalog.record(of: target.object) {
         job.snapshotInfos.append(try info(target.object, record))
       }
       job.targets.removeLast()
@@ -263,6 +261,7 @@ extension Engine {
     }
     if record.inheritsMap {
       let parent = record.parentSnapshot
+      // Deleted snapshots count as well: what is on them is here, too.
       let stored = try pool.catalog.treeRecord(of: parent)
       guard let snapshot = stored ?? pool.catalog.created(parent) else { return logged }
       return try used(parent, snapshot) + logged
