@@ -14,6 +14,8 @@ struct Administrator {
   var listed: [DiskInfo] = []
   var listedSnapshots: [SnapshotInfo] = []
   var diff: DiffCheck?
+  /// No client lets go of it before the reply, which hangs on that.
+  var keepsOpen: ModelDisk?
 }
 
 /// A control request in flight.
@@ -146,8 +148,7 @@ extension Simulation {
       guard catalog.present.count > 1 else { return }
       let request = ControlRequest.delete(name: disk.name, withSnapshots: false, force: false)
       if connected {
-        if isCertainlyConnected(disk) { administer(request, .refused([.inUse])) }
-        return
+        return refuseInUse(disk, request)
       }
       if !catalog.snapshots(of: disk).isEmpty {
         return administer(request, .refused([.hasSnapshots]))
@@ -177,10 +178,13 @@ extension Simulation {
     clients.contains { $0.disk === disk && $0.state != .closed }
   }
 
-  /// A connection that is being opened or closed may count or not.
-  func isCertainlyConnected(_ disk: ModelDisk) -> Bool {
+  /// Sends what must be refused because clients are connected, unless nobody can tell: a connection
+  /// that is being opened or closed may count or not.
+  func refuseInUse(_ disk: ModelDisk, _ request: ControlRequest) {
     let states = clients.filter { $0.disk === disk && $0.state != .closed }.map(\.state)
-    return !states.isEmpty && states.allSatisfy { $0 == .open }
+    guard !states.isEmpty && states.allSatisfy({ $0 == .open }) else { return }
+    administrator.keepsOpen = disk
+    administer(request, .refused([.inUse]))
   }
 
   func change(
@@ -327,6 +331,7 @@ extension Simulation {
     default: break
     }
     administrator.isWaiting = false
+    administrator.keepsOpen = nil
     if firstDisksLeft > 0 { scheduleAdministrator(after: 0) }
     if case .failed(let error) = reply { return try administratorFailed(call, error) }
     try administratorSucceeded(call, reply)
@@ -371,6 +376,8 @@ extension Simulation {
     _ call: ControlCall, _ error: ControlError
   ) throws(Violation) {
     if case .refused(let refusals) = call.purpose {
+      // A full pool may say so first.
+      if profile.mayFill, case .noSpace = error { return }
       guard refusals.contains(where: { matches(error, $0) }) || isPassing(error, call) else {
         throw Violation("refused for the wrong reason: \(error)")
       }

@@ -65,6 +65,9 @@ extension Simulation {
   /// Lets go of the disk; a disk that was deleted takes its handles with it.
   private func closeClient(_ i: Int) {
     guard clients[i].outstanding == 0 else { return }
+    if let kept = administrator.keepsOpen, kept === clients[i].disk {
+      return schedule(i, after: 20_000)
+    }
     if clients[i].disk?.existence == .gone {
       clients[i].state = .closed
       clients[i].disk = nil

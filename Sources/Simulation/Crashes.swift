@@ -73,6 +73,7 @@ extension Simulation {
     administrator.isScheduled = false
     administrator.holdsDestage = false
     administrator.diff = nil
+    administrator.keepsOpen = nil
     for i in clients.indices {
       clients[i].state = .closed
       clients[i].disk = nil

@@ -63,6 +63,9 @@ package struct DiskModel {
   private let number: UInt16?
   /// Of a snapshot: the disk, and when the mark was asked for.
   private var mark: (disk: UInt16, asked: Tick)?
+  /// What was submitted before may be there or not, whatever became of it: it may be on the other side
+  /// of the mark that a clone or a rollback came from, or have been rolled back itself.
+  var firmFrom: Tick = 0
   /// Of the last rollback: a write that is missing may have been rolled back instead of lost.
   var wasRolledBack = false
   private var slots: [UInt64: Int32] = [:]
@@ -111,7 +114,11 @@ package struct DiskModel {
   package mutating func seal() { openZeros.removeAll() }
 
   /// A disk that begins as this snapshot.
-  package func branched(as number: UInt16) -> DiskModel { DiskModel(self, number: number) }
+  package func branched(as number: UInt16, at tick: Tick) -> DiskModel {
+    var copy = DiskModel(self, number: number)
+    copy.firmFrom = tick
+    return copy
+  }
 
   /// Reads that began on `model`, in whose place this one is now, may go on here.
   mutating func takeReads(of model: DiskModel) { openReads = model.openReads }
@@ -208,7 +215,8 @@ package struct DiskModel {
   private mutating func pruneOvertaken(_ s: Int, _ table: WriteTable) {
     var newest: Version?
     sectors[s].each { version, _ in
-      if table.isDurable(version), newest.map({ table.isBefore($0, version) }) ?? true {
+      if table.isDurable(version), table[version].submitted >= firmFrom,
+        newest.map({ table.isBefore($0, version) }) ?? true {
         newest = version
       }
     }

@@ -88,7 +88,7 @@ final class ModelDisk {
     self.batch = batch
     disk = nil
     poolIsWeak = pool == .flush
-    model = origin.map { $0.model.branched(as: number) } ?? DiskModel(number: number)
+    model = origin.map { $0.model.branched(as: number, at: batch!.asked) } ?? DiskModel(number: number)
     hotRanges = origin?.hotRanges ?? []
     pending = .create
   }
@@ -298,7 +298,7 @@ extension ModelDisk {
   /// A rollback is sent while the writes of `open` are under way: each of them ends before it, and
   /// is gone, or waits for it.
   func beginRollback(to snapshot: ModelDisk, open: [Stamp.Version], _ table: WriteTable) {
-    var new = snapshot.model.branched(as: number)
+    var new = snapshot.model.branched(as: number, at: table.now)
     for version in open { new.begin(version, table) }
     alternative = Alternative(model: new, kind: .pending)
   }
@@ -308,6 +308,7 @@ extension ModelDisk {
     let old = model
     new.takeReads(of: old)
     new.wasRolledBack = true
+    new.firmFrom = tick
     model = new
     (branchedAt, rolledBackAt) = (tick, tick)
     alternative =
@@ -321,6 +322,7 @@ extension ModelDisk {
     guard happened else { return }
     model = other.model
     model.wasRolledBack = true
+    model.firmFrom = tick
     (branchedAt, rolledBackAt) = (tick, tick)
   }
 

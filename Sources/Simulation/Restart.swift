@@ -256,7 +256,9 @@ extension Simulation {
 
   /// Everything is deleted in a random order.
   private func deleteNext() throws(Violation) {
-    let all = catalog.all.filter { $0.existence == .present && $0.pending == nil }
+    let all = catalog.all.filter {
+      $0.existence == .present && $0.pending == nil && !($0.isSnapshot && isConnected($0))
+    }
     guard !all.isEmpty else { return call(.flush, .lastFlush) }
     let disk = crashRandom.pick(all)
     if let held = disk.isSnapshot ? disk : catalog.snapshots(of: disk).first(where: \.isHeld),

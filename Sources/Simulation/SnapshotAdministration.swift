@@ -24,10 +24,7 @@ extension Simulation {
     case .deleteSnapshot:
       let request = ControlRequest.deleteSnapshot(snapshot.snapshotName)
       if snapshot.isHeld { return administer(request, .refused([.isHeld])) }
-      if isConnected(snapshot) {
-        if isCertainlyConnected(snapshot) { administer(request, .refused([.inUse])) }
-        return
-      }
+      if isConnected(snapshot) { return refuseInUse(snapshot, request) }
       change(snapshot, .delete, request)
     case .renameSnapshot:
       guard let new = freeSnapshotName(snapshot.disk!) else { return }
@@ -133,10 +130,7 @@ extension Simulation {
   private func rollBack(_ disk: ModelDisk, to snapshot: ModelDisk) {
     let isForced = adminRandom.oneIn(2)
     let request = ControlRequest.rollback(snapshot.snapshotName, force: isForced)
-    if !isForced && isConnected(disk) {
-      if isCertainlyConnected(disk) { administer(request, .refused([.inUse])) }
-      return
-    }
+    if !isForced && isConnected(disk) { return refuseInUse(disk, request) }
     disk.beginRollback(to: snapshot, open: requests.openVersions(of: disk), table)
     change(disk, .rollback(to: snapshot), request)
   }

@@ -111,7 +111,8 @@ package final class Catalog {
   /// What `name` in directory `parent` leads to.
   package func lookup(_ name: [UInt8], in parent: ObjectID) throws(SpaceWait) -> NameTarget? {
     if let overlay = nameOverlay[NameKey(parent: parent, name: name)] { return overlay.target }
-    for (batch, _) in batches where batch.parent == parent {
+    // The newest first: one before it may have had a clone of the name that was deleted since.
+    for (batch, _) in batches.reversed() where batch.parent == parent {
       if let i = batch.index(of: name) {
         return NameTarget(object: batch.object(i), kind: .disk)
       }
