@@ -321,12 +321,7 @@ package final class Catalog {
       nextObject = max(nextObject, object.raw + 1)
       snapshotCount += 1
     case .clone(let batch):
-      // Where a name was another's until lately, it is the clone's now.
-      for key in nameOverlay.keys
-      where key.parent == batch.parent && batch.index(of: key.name) != nil {
-        nameOverlay[key] = nil
-      }
-      batches.append((batch, sequence))
+      takeClones(batch, sequence)
       addDependents(of: batch.snapshot, batch.count, sequence)
       nextObject = max(nextObject, batch.first.raw + UInt64(batch.count))
       diskCount += UInt64(batch.count)
@@ -359,6 +354,26 @@ package final class Catalog {
     }
     return created
   }
+
+  /// Many clones are one entry; few are as other objects, so that look-ups meet few entries.
+  private func takeClones(_ batch: CloneBatch, _ sequence: FrameSequence) {
+    guard batch.count > Self.smallBatch else {
+      for i in 0..<batch.count {
+        objectOverlay[batch.object(i)] = ObjectOverlay(
+          created: Self.created(i, in: batch), sequence: sequence)
+        setName(
+          batch.parent, batch.name(i), NameTarget(object: batch.object(i), kind: .disk), sequence)
+      }
+      return
+    }
+    // Where a name was another's until lately, it is the clone's now.
+    for key in nameOverlay.keys
+    where key.parent == batch.parent && batch.index(of: key.name) != nil {
+      nameOverlay[key] = nil
+    }
+    batches.append((batch, sequence))
+  }
+  private static let smallBatch = 16
 
   private func addDependents(of object: ObjectID, _ n: Int, _ sequence: FrameSequence) {
     change(object, sequence) { $0.dependents.append((taken, n)) }

@@ -213,7 +213,7 @@ extension Engine {
     nextListCursor += 1
     listCursors.append(
       ListCursor(id: id, key: job.nextKey, targets: job.targets, listed: job.listed))
-    if listCursors.count > 256 { listCursors.removeFirst() }
+    if listCursors.count > 32 { listCursors.removeFirst() }
     return id
   }
 
