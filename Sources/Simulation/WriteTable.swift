@@ -192,7 +192,8 @@ package struct WriteTable {
     if version == 0 { return "the initial zeros" }
     let r = records[Int(version)]
     let end = r.ended == .max ? "" : "\(r.ended)"
-    return "write \(version) (disk #\(r.disk), sectors \(r.firstSector)+\(r.sectorCount), \(r.pattern), \(r.state)"
+    return
+      "write \(version) (disk #\(r.disk), sectors \(r.firstSector)+\(r.sectorCount), \(r.pattern), \(r.state)"
       + "\(r.weak ? ", weak" : ""), ticks \(r.submitted)...\(end))"
   }
 }
