@@ -540,7 +540,8 @@ package struct DiskModel {
           // Under way when the mark was made; what is older may be in doubt for other reasons.
           record.disk == mark.disk && record.ended > mark.asked
         } else {
-          record.state == .uncertain && isOwn && !wasRolledBack
+          record.state == .uncertain && record.submitted >= table.workingSince && isOwn
+            && !wasRolledBack
         }
       if mayBeLost && record.wasAcknowledged && table.isBefore(shown, version) {
         witness.lost(version, ended: record.ended)

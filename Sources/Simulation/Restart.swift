@@ -207,6 +207,7 @@ extension Simulation {
   private func startWorking() {
     phase = .working
     crashCountdown = nil
+    table.workingSince = table.tick()
     for disk in catalog.disks { disk.model.wasRolledBack = false }
     planCrash()
     for i in clients.indices { schedule(i, after: workRandom.below(2 * clients[i].think)) }
