@@ -466,13 +466,13 @@ extension Simulation {
     case .create:
       harness[.diskCreated] += 1
     case .delete:
-      harness[.diskDeleted] += 1
+      harness[disk.isSnapshot ? .snapshotDeleted : .diskDeleted] += 1
       catalog.dropSnapshots(of: disk)
       for i in clients.indices where clients[i].disk?.existence == .gone {
         schedule(i, after: 1_000)
       }
     case .rename:
-      harness[.diskRenamed] += 1
+      harness[disk.isSnapshot ? .snapshotRenamed : .diskRenamed] += 1
       disk.renamedAt = table.tick()
     case .resize(_, let cut):
       harness[.diskResized] += 1

@@ -114,7 +114,8 @@ struct CatalogModel {
   /// Makes the model agree with complete lists after a crash: whatever was pending has happened
   /// or not, everything else must be there as it was.
   mutating func resolve(
-    _ list: [DiskInfo], _ snapshotList: [SnapshotInfo], _ table: inout WriteTable
+    _ list: [DiskInfo], _ snapshotList: [SnapshotInfo], _ table: inout WriteTable,
+    _ harness: inout HarnessCounters
   ) throws(Violation) {
     let made = all.filter {
       if case .create = $0.pending { $0.batch != nil } else { false }
@@ -127,7 +128,13 @@ struct CatalogModel {
       if made.contains(where: { $0.batch === disk.batch && $0.existence != disk.existence }) {
         throw Violation("\(disk.title) is there in part: not all that was to be made with it is")
       }
-      if disk.existence == .present, disk.isSnapshot {
+      let isThere = disk.existence == .present
+      if disk.isSnapshot {
+        harness[isThere ? .groupKept : .groupLost] += 1
+      } else {
+        harness[isThere ? .batchKept : .batchLost] += 1
+      }
+      if isThere, disk.isSnapshot {
         // A mark is durable, and the log is a prefix.
         table.raiseDurable(to: disk.batch!.asked)
         disk.batch!.made = table.now

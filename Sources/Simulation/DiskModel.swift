@@ -216,7 +216,8 @@ package struct DiskModel {
     var newest: Version?
     sectors[s].each { version, _ in
       if table.isDurable(version), table[version].submitted >= firmFrom,
-        newest.map({ table.isBefore($0, version) }) ?? true {
+        newest.map({ table.isBefore($0, version) }) ?? true
+      {
         newest = version
       }
     }
@@ -512,13 +513,19 @@ package struct DiskModel {
       return
     }
     let isZero = table.isZero(shown, sector: sector)
-    let isInherited = Self.isInherited(shown, by: number, table)
-    let stays =
-      isSnapshot || isInherited || !table[shown].weak || table[shown].ended < table.durableBefore
+    // Copies, because `sectors` is being changed.
+    let (number, mark, wasRolledBack) = (number, mark, wasRolledBack)
+    // Zeros look alike: the read may have shown any of them, also one that may be lost yet.
+    let mayGo = sectors[s].contains { version, hidden in
+      (version == shown
+        || (isZero && !hidden && table.isZero(version, sector: sector)))
+        && !Self.isInherited(version, by: number, table)
+        && table[version].weak && table[version].ended >= table.durableBefore
+    }
+    let stays = isSnapshot || !mayGo
     if openReads.count > 1, !isSnapshot {
       haunt(s, table) { $0 != shown && table[$0].ended < asked && table[$0].state != .failed }
     }
-    let (number, mark, wasRolledBack) = (number, mark, wasRolledBack)
     sectors[s].update { version, hidden in
       if version == shown { return .keep }
       let record = table[version]
@@ -533,7 +540,8 @@ package struct DiskModel {
           // Under way when the mark was made; what is older may be in doubt for other reasons.
           record.disk == mark.disk && record.ended > mark.asked
         } else {
-          record.state == .uncertain && isOwn && !wasRolledBack
+          record.state == .uncertain && record.submitted >= table.workingSince && isOwn
+            && !wasRolledBack
         }
       if mayBeLost && record.wasAcknowledged && table.isBefore(shown, version) {
         witness.lost(version, ended: record.ended)

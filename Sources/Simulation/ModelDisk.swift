@@ -88,7 +88,8 @@ final class ModelDisk {
     self.batch = batch
     disk = nil
     poolIsWeak = pool == .flush
-    model = origin.map { $0.model.branched(as: number, at: batch!.asked) } ?? DiskModel(number: number)
+    model =
+      origin.map { $0.model.branched(as: number, at: batch!.asked) } ?? DiskModel(number: number)
     hotRanges = origin?.hotRanges ?? []
     pending = .create
   }

@@ -348,11 +348,31 @@ extension Profile {
       $0.diskKiB = 512...4096
       $0.hotKiB = 64...512
       $0.giantOneIn = 12
+      $0.durability = [.init(.always, 4), .init(.flush, 1)]
       $0.administerEvery = 7
       $0.administration = marking
       $0.mostSnapshots = 24
       $0.crashes = 4...9
       $0.crashInRecoveryOneIn = 4
+    },
+    // The same with devices that fail and bits that flip.
+    Profile(name: "troubled-snapshots") {
+      $0.weight = 12
+      $0.volumeMiB = 192...384
+      $0.disks = 2...4
+      $0.diskKiB = 512...4096
+      $0.hotKiB = 64...512
+      $0.durability = [.init(.always, 3), .init(.flush, 1)]
+      $0.administerEvery = 10
+      $0.administration = marking
+      $0.mostSnapshots = 20
+      $0.faultEvery = 200
+      $0.faults = [
+        .init(.logWriteErrors, 3), .init(.logFlushErrors, 2), .init(.logReadErrors, 1),
+        .init(.volumeReadErrors, 2), .init(.volumeWriteErrors, 3), .init(.volumeFlushErrors, 2),
+        .init(.badBlocks, 2), .init(.volumeGone, 1), .init(.volumeHangs, 1),
+        .init(.flippedData, 3), .init(.flippedLog, 2), .init(.flippedMetadata, 1),
+      ]
     },
     // Clones of clones by the dozen, each with a few writes of its own.
     Profile(name: "clone-farm") {

@@ -11,6 +11,8 @@ struct Verification {
   var isClosing = false
   /// Something of the disk could not be read.
   var metErrors = false
+  /// Disks of which only the content tells whether they were rolled back.
+  var wasOpen: Set<Int> = []
   /// Ranges of sectors to read yet, the next one last.
   var ranges: [Range<UInt64>] = []
 
@@ -56,6 +58,7 @@ extension Simulation {
   /// The engine serves: whatever recovery found is durable now, and nothing else comes back.
   func recovered() throws(Violation) {
     tell("ready")
+    startedAt = table.now
     table.raiseDurable(to: table.tick())
     for disk in catalog.all where disk.existence != .gone { disk.recovered() }
     phase = .listing
@@ -87,9 +90,10 @@ extension Simulation {
   }
 
   private func resolve() throws(Violation) {
-    try catalog.resolve(listed, listedSnapshots, &table)
+    try catalog.resolve(listed, listedSnapshots, &table, &harness)
     verification = Verification()
     verification.disks = disksToVerify()
+    verification.wasOpen = Set(catalog.disks.filter { $0.alternative != nil }.map(\.serial))
     phase = .verifying
     if crashesInVerification && crashCountdown == nil {
       crashKind = crashRandom.oneIn(2) ? .powerCut : .kill
@@ -151,8 +155,12 @@ extension Simulation {
     case (.openVerification, .failed) where isInTrouble:
       self.call(.open(name: verification.current!.fullName), .openVerification)
     case (.closeVerification, .done):
+      let disk = verification.current!
       // What fits both contents of a disk everywhere makes no difference any more.
-      if !verification.metErrors { verification.current!.alternative = nil }
+      if !verification.metErrors { disk.alternative = nil }
+      if disk.alternative == nil, verification.wasOpen.contains(disk.serial) {
+        harness[disk.rolledBackAt > startedAt ? .rollbackKept : .rollbackLost] += 1
+      }
       verification.current = nil
       verification.handle = nil
     default:
@@ -199,6 +207,7 @@ extension Simulation {
   private func startWorking() {
     phase = .working
     crashCountdown = nil
+    table.workingSince = table.tick()
     for disk in catalog.disks { disk.model.wasRolledBack = false }
     planCrash()
     for i in clients.indices { schedule(i, after: workRandom.below(2 * clients[i].think)) }

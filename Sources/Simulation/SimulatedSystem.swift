@@ -53,9 +53,11 @@ package enum HarnessPath: Int, CaseIterable, Sendable {
   case flippedData, flippedMetadata, flippedLog, flippedTail
   case ackedRead, ackedWrite, refusedRequest, eioExcused, noSpaceSeen, gaveUp
   case diskCreated, diskDeleted, diskRenamed, diskResized, volumeAdded, waitedForSlot
-  case snapshotMade, groupMade, cloneMade, batchMade, diskRolledBack, snapshotDeleted, diffChecked
-  /// A crash left it open, and the lists or the content told.
-  case makingDecided, rollbackDecided
+  case snapshotMade, groupMade, cloneMade, batchMade, diskRolledBack, diffChecked
+  case snapshotDeleted, snapshotRenamed
+  /// A crash left open whether a group or batch was made, or a disk rolled back, and the lists told, or
+  /// the content.
+  case groupKept, groupLost, batchKept, batchLost, rollbackKept, rollbackLost
 }
 
 package struct HarnessCounters: Sendable {

@@ -90,6 +90,8 @@ package final class Simulation {
   var leak: String?
   var firstDisksLeft: UInt64 = 0
   var logWatch = LogWatch()
+  /// When the engine began to serve.
+  var startedAt: WriteTable.Tick = 0
   /// When a change of the catalog was confirmed last.
   var lastChangeAt: WriteTable.Tick = 0
 

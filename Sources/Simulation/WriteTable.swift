@@ -68,6 +68,10 @@ package struct WriteTable {
   /// or a recovery began to serve then.
   private(set) var durableBefore: Tick = 0
 
+  /// When the work began that the last crash ended: what is in doubt from before is so because nobody
+  /// has looked at it since.
+  var workingSince: Tick = 0
+
   package init() {
     records = [
       Record(

@@ -58,6 +58,21 @@ private struct Model {
   }
 
   func whole(_ version: Stamp.Version) -> [Stamp.Version] { Array(repeating: version, count: 8) }
+
+  /// A snapshot that is being asked for.
+  mutating func mark() -> DiskModel { disk.marked(at: table.tick()) }
+
+  /// The same read, of a snapshot or a clone; the versions are those of disk `number`.
+  mutating func read(
+    _ other: inout DiskModel, _ shown: Stamp.Version, of number: UInt16 = 1
+  ) throws {
+    let memory = AlignedMemory(bytes: blockSize)
+    for sector in 0..<UInt64(8) where shown != 0 {
+      Stamp.fill(
+        memory.base + Int(sector) * sectorSize, version: shown, disk: number, sector: sector)
+    }
+    try other.observe(memory.base, 0..<8, asked: table.tick(), table, &witness)
+  }
 }
 
 @Suite struct ModelTests {
@@ -267,6 +282,118 @@ private struct Model {
       let first = keepsSecond ? 0 : a
       try model.read([first, first, first, first] + Array(repeating: b, count: 4))
       #expect((model.witness.contradiction != nil) == keepsSecond)
+    }
+  }
+}
+
+@Suite struct SnapshotModelTests {
+  @Test("A snapshot holds what was acknowledged before it was asked for")
+  func acknowledgedIsIn() throws {
+    var model = Model()
+    let a = model.write(0, 8)
+    let b = model.write(0, 8)
+    var snapshot = model.mark()
+    snapshot.seal()
+    let c = model.write(0, 8)
+    for wrong in [0, a, c] {
+      #expect(throws: Violation.self) { try model.read(&snapshot, wrong) }
+    }
+    try model.read(&snapshot, b)
+    try model.read(model.whole(c))
+  }
+
+  @Test("A write that is under way at the mark is in it or not, and stays so for ever")
+  func underWayIsDecidedOnce() throws {
+    var model = Model()
+    let a = model.write(0, 8)
+    let b = model.begin(0, 8)
+    var snapshot = model.mark()
+    let c = model.begin(0, 8)
+    snapshot.begin(c, model.table)
+    model.acknowledge(b)
+    snapshot.pass(b)
+    snapshot.seal()
+    model.acknowledge(c)
+    for shown in [a, b, c] {
+      var one = snapshot
+      try model.read(&one, shown)
+      for other in [a, b, c] where other != shown {
+        #expect(throws: Violation.self) { try model.read(&one, other) }
+      }
+      model.table.crash(powerCut: true)
+      try model.read(&one, shown)
+    }
+  }
+
+  @Test("What a mark takes is durable, though it was not when it was written")
+  func markIsDurable() {
+    var model = Model()
+    let a = model.write(0, 8)
+    _ = model.write(0, 8, weak: true)
+    var snapshot = model.mark()
+    snapshot.seal()
+    model.cutPower()
+    #expect(throws: Violation.self) { try model.read(&snapshot, a) }
+  }
+
+  @Test("A write that a group lacks may not have ended before one that it has began")
+  func oneInstant() throws {
+    for inOrder in [true, false] {
+      var model = Model()
+      let a = model.begin(0, 8)
+      var snapshot = model.mark()
+      model.acknowledge(a)
+      snapshot.pass(a)
+      let b = model.begin(8, 8)
+      snapshot.begin(b, model.table)
+      try model.read(&snapshot, inOrder ? a : 0)
+      let memory = AlignedMemory(bytes: blockSize)
+      for s in 0..<8 {
+        Stamp.fill(memory.base + s * sectorSize, version: b, disk: 1, sector: UInt64(s + 8))
+      }
+      try snapshot.observe(
+        memory.base, 8..<16, asked: model.table.tick(), model.table, &model.witness)
+      #expect((model.witness.contradiction == nil) == inOrder)
+    }
+  }
+
+  @Test("A clone begins as the snapshot, and its own writes replace that")
+  func clone() throws {
+    var model = Model()
+    let a = model.write(0, 8)
+    let b = model.begin(0, 8)
+    let snapshot = model.mark()
+    var clone = snapshot.branched(as: 2, at: model.table.tick())
+    var other = clone
+    try model.read(&clone, a)
+    try model.read(&other, b)
+    #expect(throws: Violation.self) { try model.read(&clone, b) }
+    let c = model.table.add(
+      WriteTable.Record(
+        submitted: model.table.tick(), disk: 2, firstSector: 0, sectorCount: 8, pattern: .stamps,
+        weak: false))
+    clone.begin(c, model.table)
+    model.table.end(c, .acknowledged)
+    clone.acknowledge(c, model.table)
+    #expect(throws: Violation.self) { try model.read(&clone, a) }
+    try model.read(&clone, c, of: 2)
+  }
+
+  @Test("A clone's content that is still in doubt is gone once the clone was written")
+  func writtenClone() throws {
+    var model = Model()
+    let a = model.write(0, 8)
+    let b = model.begin(0, 8)
+    var clone = model.mark().branched(as: 2, at: model.table.tick())
+    let c = model.table.add(
+      WriteTable.Record(
+        submitted: model.table.tick(), disk: 2, firstSector: 0, sectorCount: 8, pattern: .stamps,
+        weak: false))
+    clone.begin(c, model.table)
+    model.table.end(c, .acknowledged)
+    clone.acknowledge(c, model.table)
+    for wrong in [a, b] {
+      #expect(throws: Violation.self) { try model.read(&clone, wrong) }
     }
   }
 }

@@ -111,8 +111,7 @@ package final class Catalog {
   /// What `name` in directory `parent` leads to.
   package func lookup(_ name: [UInt8], in parent: ObjectID) throws(SpaceWait) -> NameTarget? {
     if let overlay = nameOverlay[NameKey(parent: parent, name: name)] { return overlay.target }
-    // The newest first: one before it may have had a clone of the name that was deleted since.
-    for (batch, _) in batches.reversed() where batch.parent == parent {
+    for (batch, _) in batches where batch.parent == parent {
       if let i = batch.index(of: name) {
         return NameTarget(object: batch.object(i), kind: .disk)
       }
@@ -366,10 +365,10 @@ package final class Catalog {
       }
       return
     }
-    // Where a name was another's until lately, it is the clone's now.
-    for key in nameOverlay.keys
-    where key.parent == batch.parent && batch.index(of: key.name) != nil {
-      nameOverlay[key] = nil
+    // A name that was another's until lately has an entry, which would hide the clone.
+    for key in nameOverlay.keys where key.parent == batch.parent {
+      guard let i = batch.index(of: key.name) else { continue }
+      setName(key.parent, key.name, NameTarget(object: batch.object(i), kind: .disk), sequence)
     }
     batches.append((batch, sequence))
   }

@@ -697,6 +697,8 @@ package final class Engine: BlockEngine {
     guard let range = punchInFlight[index] else { return }
     punchInFlight[index] = nil
     pool.space.punchDone(range, error: error)
+    // What was punched can be given to those that wait for it, though no cycle may come.
+    if !isPunching { wakeSpaceWaiters() }
   }
 
   // MARK: Idle, ready, end
