@@ -1,8 +1,5 @@
-"""Blocks over NBD by libnbd: connections, contents that can be told apart, many requests at once.
-
-libnbd's Python binding keeps the interpreter's lock while it waits, so everything here runs in one
-thread: `drive` keeps requests of many connections under way together.
-"""
+"""Blocks over NBD by libnbd: connections, contents that can be told apart, and `drive`, which keeps
+requests of many connections under way at once in one thread."""
 
 import contextlib
 import random

@@ -5,11 +5,14 @@ import json
 import os
 import random
 import statistics
+import struct
+import subprocess
 import sys
+import threading
 import time
 
 from blocks import (BLOCK, GIB, KIB, MIB, PIECE, Stream, connect, content, drive, expect_content,
-                    fill_golden, golden_pieces, pool, write)
+                    fill, fill_golden, golden_pieces, pool, write)
 from sluicetest import tools
 from sluicetest.api import API
 
@@ -190,4 +193,328 @@ def clones(directory, quick):
     }
 
 
-ALL = {"clones": clones}
+# Groups
+
+
+class Chain(threading.Thread):
+    """Stamps 1, 2, 3 …: stamp n goes to disk n % DISKS after stamp n - 1 was acknowledged, there to
+    the chain's slots in turn. So each state of the disks that was an instant is a prefix."""
+
+    DISKS, SLOTS = 16, 8
+
+    def __init__(self, server, number):
+        super().__init__(daemon=True)
+        self.number = number
+        self.handles = [connect(server, f"disk{disk}") for disk in range(self.DISKS)]
+        self.issued = self.acknowledged = 0
+        self.stopping = False
+        self.failure = None
+
+    def place(self, stamp):
+        slot = stamp // self.DISKS % self.SLOTS
+        return stamp % self.DISKS, (self.number * self.SLOTS + slot) * BLOCK
+
+    def run(self):
+        try:
+            while not self.stopping:
+                stamp = self.issued + 1
+                disk, offset = self.place(stamp)
+                data = content(self.number, stamp)
+                self.issued = stamp
+                self.handles[disk].pwrite(data, offset)
+                self.acknowledged = stamp
+        except Exception as error:  # noqa: BLE001  # told when the point asks
+            self.failure = error
+
+    def finish(self):
+        self.stopping = True
+        self.join(60)
+        for handle in self.handles:
+            handle.shutdown()
+        if self.failure is not None:
+            raise self.failure
+
+    def prefix(self, disks):
+        """The stamp that the disks' content is the prefix up to; `disks` is what each has in the
+        chain's slots. Raises when it is none."""
+        newest = max(struct.unpack_from("<QQ", data, slot)[1]
+                     for data in disks for slot in range(0, len(data), BLOCK))
+        found = [bytes(BLOCK * self.SLOTS)] * self.DISKS
+        first = max(newest - self.DISKS * self.SLOTS + 1, 1)
+        for stamp in range(first, newest + 1):
+            disk, offset = self.place(stamp)
+            slot = offset % (BLOCK * self.SLOTS)
+            found[disk] = (found[disk][:slot] + content(self.number, stamp)
+                           + found[disk][slot + BLOCK:])
+        for disk, data in enumerate(disks):
+            if found[disk] != data:
+                raise RuntimeError(f"chain {self.number}: not a prefix up to {newest}: disk {disk}")
+        return newest
+
+
+def check_groups(server, chains, groups):
+    """Each group snapshot shows a prefix of each chain, and one that its call allows."""
+    length = BLOCK * Chain.SLOTS
+    for group, (acknowledged, issued) in groups.items():
+        handles = [connect(server, f"disk{disk}@{group}") for disk in range(Chain.DISKS)]
+        for chain in chains:
+            stamp = chain.prefix([bytes(handle.pread(length, chain.number * length))
+                                  for handle in handles])
+            if not acknowledged[chain.number] <= stamp <= issued[chain.number]:
+                raise RuntimeError(
+                    f"{group}, chain {chain.number}: shows up to {stamp}, though "
+                    f"{acknowledged[chain.number]} was acknowledged before the call and "
+                    f"{issued[chain.number]} issued before it returned")
+        for handle in handles:
+            handle.shutdown()
+
+
+def take_groups(server, chains, count):
+    """Group snapshots of all disks; name -> stamps acknowledged before, issued before the end."""
+    api = API(server.directory / "api.sock")
+    groups, slowest = {}, 0
+    for number in range(count):
+        names = [f"disk{disk}@g{number}" for disk in range(Chain.DISKS)]
+        acknowledged = [chain.acknowledged for chain in chains]
+        slowest = max(slowest, timed(lambda: api.call("POST", "/v1/snapshots",
+                                                      {"snapshots": names})))
+        groups[f"g{number}"] = acknowledged, [chain.issued for chain in chains]
+        time.sleep(0.02)
+    api.close()
+    return groups, slowest
+
+
+def group_consistency(directory, quick):
+    """Writers stamp a global order onto 16 disks; each group snapshot shows a prefix of it."""
+    count = 40 if quick else 400
+    with pool(directory) as server:
+        for disk in range(Chain.DISKS):
+            server.cli("disk", "create", f"disk{disk}", "--size", "256M")
+        work = ["fio", "--output=/dev/null", "--rw=randwrite", "--bs=4k", "--iodepth=8",
+                "--offset=64m", "--size=64m", "--time_based", "--runtime=3600", "--ioengine=nbd"]
+        work += [word for disk in range(4) for word in (f"--name=d{disk}",
+                                                        f"--uri={server.uri(disk)}")]
+        load = tools.spawn(work, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            chains = [Chain(server, number) for number in range(6)]
+            for chain in chains:
+                chain.start()
+            time.sleep(0.5)
+            groups, slowest = take_groups(server, chains, count)
+            loaded = load.poll() is None
+            for chain in chains:
+                chain.finish()
+        finally:
+            tools.finish(load)
+        check_groups(server, chains, groups)
+        server.kill()
+        server.serve(timeout=600)
+        check_groups(server, chains, groups)
+        server.settle()
+        check_groups(server, chains, groups)
+    stamps = sum(chain.issued for chain in chains)
+    distinct = len({tuple(issued) for _, issued in groups.values()})
+    return {
+        "what": "group snapshots of 16 disks under load, checked, after kill -9, and at home",
+        "snapshots": count, "chains": len(chains), "stamps": stamps, "distinct": distinct,
+        "slowest_snapshot_ms": round(slowest * 1000, 1), "loaded": loaded,
+        # Snapshots of a standstill would prove nothing.
+        "holds": loaded and distinct > 0.9 * count,
+    }
+
+
+# Space
+
+
+def used(server):
+    """Bytes of space in use when everything is destaged and freed."""
+    server.settle()
+    return server.status()["space"]["used"]
+
+
+def boot_blocks(noise, size, shared):
+    """36 blocks as a first boot writes them: 20 alone at places that all boots of the image write
+    to, 10 alone at places of its own, 2 runs of 3."""
+    count = size // BLOCK
+    blocks = set(shared) | {noise.randrange(count) for _ in range(10)}
+    for _ in range(2):
+        first = noise.randrange(count - 3)
+        blocks |= {first, first + 1, first + 2}
+    while len(blocks) < 36:
+        blocks.add(noise.randrange(count))
+    return sorted(blocks)
+
+
+def overlay_space(directory, boots, size):
+    """Bytes of disk that a qcow2 overlay takes for each byte written to it."""
+    place = directory / "overlays"
+    place.mkdir()
+    golden = place / "golden.raw"
+    try:
+        image = {first // PIECE * PIECE // BLOCK for blocks in boots for block in blocks
+                 for first in [block * BLOCK]}
+        with open(golden, "wb") as file:
+            file.truncate(size)
+            for block in image:
+                os.pwrite(file.fileno(), content(0, block, PIECE // BLOCK), block * BLOCK)
+        taken = 0
+        for number, blocks in enumerate(boots):
+            overlay = place / f"clone{number}.qcow2"
+            tools.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", golden,
+                       overlay])
+            words = [word for block in blocks for word in ("-c", f"write -P 5 {block * BLOCK} 4k")]
+            tools.run(["qemu-io", "-f", "qcow2", *words, overlay])
+            taken += os.stat(overlay).st_blocks * 512
+    finally:
+        for path in place.iterdir():
+            path.unlink()
+        place.rmdir()
+    return round(taken / sum(len(blocks) * BLOCK for blocks in boots), 2)
+
+
+def clone_space(directory, quick):
+    """Thousands of clones, each with its first boot's writes: space a byte that was written."""
+    size, count = (GIB, 300) if quick else (10 * GIB, 10_000)
+    noise = random.Random(5)
+    shared = [noise.randrange(size // BLOCK) for _ in range(20)]
+    boots = [boot_blocks(noise, size, shared) for _ in range(count)]
+    with pool(directory, log="512M" if quick else "4G") as server:
+        fill_golden(server, "golden", size)
+        server.cli("snapshot", "create", "golden@v1")
+        before, metadata = used(server), server.status()["space"]["metadata"]
+        server.cli("clone", "golden@v1", "vm", "--count", str(count))
+        unwritten = used(server) - before
+        drive(Stream(server, f"vm-{number + 1}",
+                     (("w", block * BLOCK, content(number, block), 0) for block in blocks))
+              for number, blocks in enumerate(boots))
+        growth = used(server) - before
+        metadata = server.status()["space"]["metadata"] - metadata
+        for number in noise.sample(range(count), 20):
+            expect_content(server, f"vm-{number + 1}", {
+                block: content(number, block) for block in boots[number]})
+        peak = server.peak_memory()
+    written = sum(len(blocks) * BLOCK for blocks in boots)
+    return {
+        "what": "growth of space.used by clones with 36 scattered blocks of 4 KiB each",
+        "clones": count, "written_mib": written >> 20, "ratio": round(growth / written, 2),
+        "metadata_ratio": round(metadata / written, 2),
+        "unwritten_clone_bytes": round(unwritten / count), "peak_memory_mib": peak >> 20,
+        "overlay_ratio": overlay_space(directory, boots[:12], size),
+        "holds": growth <= 2.5 * written and peak < GIB,
+    }
+
+
+class Family:
+    """Disks, their snapshots, clones of these and clones of clones; data in all of them."""
+
+    SIZE = 64 * MIB
+
+    def __init__(self, server, noise):
+        self.server, self.noise = server, noise
+        self.disks, self.snapshots = [], []
+        self.made = 0
+        self.api = None
+
+    def call(self, *words):
+        if self.api is None:
+            self.api = API(self.server.directory / "api.sock", timeout=600)
+        return self.api.call(*words)
+
+    def crash(self):
+        self.api = None
+        self.server.kill()
+        self.server.serve(timeout=600)
+
+    def write(self, disk):
+        data = self.noise.randbytes(MIB)
+        requests = []
+        for _ in range(12):
+            length = self.noise.choice((BLOCK, 16 * KIB, 64 * KIB, 512 * KIB))
+            offset = self.noise.randrange((self.SIZE - length) // BLOCK) * BLOCK
+            requests.append((offset, data[:length]))
+        write(self.server, disk, requests)
+
+    def grow(self):
+        """One more disk, snapshot or clone."""
+        self.made += 1
+        choice = self.noise.random()
+        if choice < 0.1 or not self.disks:
+            self.disks.append(f"disk{self.made}")
+            self.call("POST", "/v1/disks", {"name": self.disks[-1], "size": self.SIZE})
+        elif choice < 0.6 or not self.snapshots:
+            self.snapshots.append(f"{self.noise.choice(self.disks)}@s{self.made}")
+            self.call("POST", "/v1/snapshots", {"snapshots": self.snapshots[-1:]})
+        else:
+            self.disks.append(f"disk{self.made}")
+            self.call("POST", "/v1/clones", {"snapshot": self.noise.choice(self.snapshots),
+                                             "name": self.disks[-1]})
+        self.write(self.noise.choice(self.disks[-3:]))
+
+    def shrink(self):
+        """Deletes one of what is left; a disk's snapshots go with it."""
+        name = self.noise.choice(self.disks + self.snapshots)
+        if "@" in name:
+            self.snapshots.remove(name)
+            self.call("DELETE", f"/v1/snapshots/{name}")
+        else:
+            self.disks.remove(name)
+            self.snapshots = [s for s in self.snapshots if s.split("@")[0] != name]
+            self.call("DELETE", f"/v1/disks/{name}?snapshots=true")
+
+
+def last_clone(server, empty, size):
+    """A golden image deleted while one clone has overwritten all of it: what is in use then, and
+    what the clone refers to."""
+    fill(server, "golden", size, seed=1)
+    server.cli("snapshot", "create", "golden@v1")
+    server.cli("clone", "golden@v1", "last")
+    noise = random.Random(9)
+    offsets = list(range(0, size, 64 * KIB))
+    noise.shuffle(offsets)
+    write(server, "last", ((offset, noise.randbytes(64 * KIB)) for offset in offsets))
+    server.cli("disk", "delete", "golden", "--snapshots")
+    in_use = used(server) - empty
+    shown = json.loads(server.cli("disk", "show", "last", "--json"))
+    space = server.status()["space"]
+    server.cli("disk", "delete", "last")
+    return {"in_use": in_use, "refers_to": shown["used"], "exclusive": shown["exclusive"],
+            "held": space["held"], "after": used(server) - empty}
+
+
+def delete_everything(directory, quick):
+    """Hundreds of disks, snapshots and clones deleted in random order give everything back."""
+    count, size = (150, 256 * MIB) if quick else (1000, 2 * GIB)
+    noise = random.Random(11)
+    with pool(directory) as server:
+        empty = used(server)
+        family = Family(server, noise)
+        for _ in range(count):
+            family.grow()
+        full = used(server)
+        snapshots = len(family.snapshots)
+        while family.disks or family.snapshots:
+            family.shrink()
+            if noise.random() < 0.02:
+                family.crash()
+        began = time.monotonic()
+        left = used(server) - empty
+        freeing = time.monotonic() - began
+        after = server.status()
+        golden = last_clone(server, empty, size)
+        server.stop()
+        server.cli("check", timeout=3600)
+    return {
+        "what": "space in use after the last deletion, above an empty pool's",
+        "objects": count, "snapshots": snapshots, "full_mib": (full - empty) >> 20,
+        "left_bytes": left, "last_flush_seconds": round(freeing, 2),
+        "held": after["space"]["held"], "freeing": after["space"]["freeing"],
+        "golden_deleted": golden, "size": size,
+        # A clone's map, written twice, is in use as well.
+        "holds": abs(left) <= MIB and golden["in_use"] <= golden["refers_to"] + size // 100
+        and abs(golden["refers_to"] - size) <= MIB and abs(golden["after"]) <= MIB
+        and golden["held"] == 0,
+    }
+
+
+ALL = {"clones": clones, "clone-space": clone_space, "group-consistency": group_consistency,
+       "delete-everything": delete_everything}
