@@ -384,8 +384,9 @@ def clone_space(directory, quick):
         before, metadata = used(server), server.status()["space"]["metadata"]
         server.cli("clone", "golden@v1", "vm", "--count", str(count))
         unwritten = used(server) - before
+        # Lists: a generator would see `number` as it is when it runs.
         drive(Stream(server, f"vm-{number + 1}",
-                     (("w", block * BLOCK, content(number, block), 0) for block in blocks))
+                     [("w", block * BLOCK, content(number, block), 0) for block in blocks])
               for number, blocks in enumerate(boots))
         growth = used(server) - before
         metadata = server.status()["space"]["metadata"] - metadata
