@@ -2,6 +2,8 @@
 requests of many connections under way at once in one thread."""
 
 import contextlib
+import heapq
+import math
 import random
 import select
 import struct
@@ -56,21 +58,23 @@ def golden_pieces(size):
 class Stream:
     """One connection and the requests that it is to make: (kind, offset, data or length, due).
 
-    `kind` is "w" or "r", `due` the earliest second on the monotonic clock, or 0.
+    `kind` is "w" or "r", `due` the earliest second on the monotonic clock, or 0. Subclasses may
+    look at what was read, and set `failure`.
     """
 
-    def __init__(self, server, name, requests, depth=16, on_read=None):
+    def __init__(self, server, name, requests, depth=16):
         self.server, self.name = server, name
         self.requests = iter(requests)
         self.depth = depth
-        self.on_read = on_read
-        self.handle = None
+        self.handle = self.failure = None
         self.under_way = 0
-        self.failure = None
         self.next = next(self.requests, None)
+        # When it was last said to go on, and what it was last said to wait for.
+        self.due = self.events = 0
 
     def open(self):
         self.handle = connect(self.server, self.name)
+        return self.handle.aio_get_fd()
 
     def close(self):
         self.handle.shutdown()
@@ -80,8 +84,10 @@ class Stream:
     def is_done(self):
         return self.next is None and self.under_way == 0
 
-    def issue(self, now):
+    def advance(self, now):
         """Sends what is due and may be sent; returns when the next request is due, or None."""
+        if self.failure is not None:
+            raise RuntimeError(f"{self.name}: {self.failure}")
         while self.next is not None and self.under_way < self.depth:
             kind, offset, what, due = self.next
             if due > now:
@@ -89,62 +95,100 @@ class Stream:
             self.under_way += 1
             if kind == "w":
                 buffer = nbd.Buffer.from_bytearray(bytearray(what))
-                self.handle.aio_pwrite(buffer, offset, self._completion(kind, offset, None))
+                self.handle.aio_pwrite(buffer, offset, self.completion(kind, offset, None))
             else:
                 buffer = nbd.Buffer(what)
-                self.handle.aio_pread(buffer, offset, self._completion(kind, offset, buffer))
+                self.handle.aio_pread(buffer, offset, self.completion(kind, offset, buffer))
             self.next = next(self.requests, None)
         return None
 
-    def _completion(self, kind, offset, buffer):
+    def completion(self, kind, offset, buffer):
         def done(error):
             # An exception would be lost in libnbd.
             self.under_way -= 1
             if error.value != 0:
-                self.failure = f"{self.name}: {kind} at {offset}: error {error.value}"
-                return 1
-            if buffer is not None and self.on_read is not None:
-                self.on_read(self, offset, buffer.to_bytearray())
+                self.failure = f"{kind} at {offset}: error {error.value}"
+            elif buffer is not None:
+                self.was_read(offset, buffer)
             return 1
         return done
+
+    def was_read(self, offset, buffer):
+        pass
+
+    def wanted(self):
+        """The events of `poll` that go on with it."""
+        direction = self.handle.aio_get_direction()
+        return (select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0) | (
+            select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0)
+
+    def notify(self, events):
+        if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
+            self.handle.aio_notify_read()
+        elif events & select.POLLOUT:
+            self.handle.aio_notify_write()
+
+
+class Driver:
+    """The streams whose connections are open, by file descriptor, and what each waits for."""
+
+    def __init__(self):
+        self.running = {}
+        self.poll = select.poll()
+        # (when, descriptor, identity of the stream) of requests that are not due yet.
+        self.later = []
+
+    def add(self, stream):
+        descriptor = stream.open()
+        self.running[descriptor] = stream
+        self.poll.register(descriptor, 0)
+        self.advance(descriptor, time.monotonic())
+
+    def advance(self, descriptor, now):
+        stream = self.running[descriptor]
+        due = stream.advance(now)
+        if stream.is_done:
+            self.poll.unregister(descriptor)
+            self.running.pop(descriptor).close()
+            return
+        if due is not None and due != stream.due:
+            stream.due = due
+            heapq.heappush(self.later, (due, descriptor, id(stream)))
+        events = stream.wanted()
+        if events != stream.events:
+            stream.events = events
+            self.poll.modify(descriptor, events)
+
+    def step(self):
+        """Waits for replies or for the next request that is due, a second at most."""
+        pause = min(max(self.later[0][0] - time.monotonic(), 0), 1) if self.later else 1
+        ready = []
+        # Rounded up: a millisecond too early would be a busy wait.
+        for descriptor, events in self.poll.poll(math.ceil(pause * 1000)):
+            self.running[descriptor].notify(events)
+            ready.append(descriptor)
+        now = time.monotonic()
+        while self.later and self.later[0][0] <= now:
+            _, descriptor, identity = heapq.heappop(self.later)
+            if id(self.running.get(descriptor)) == identity and descriptor not in ready:
+                ready.append(descriptor)
+        for descriptor in ready:
+            self.advance(descriptor, now)
 
 
 def drive(streams, at_once=64, timeout=3600):
     """Makes all requests of all streams, of `at_once` connections at a time."""
     waiting = iter(streams)
-    by_descriptor = {}
-    poll = select.poll()
+    driver = Driver()
     deadline = time.monotonic() + timeout
     while True:
-        while len(by_descriptor) < at_once and (stream := next(waiting, None)) is not None:
-            stream.open()
-            by_descriptor[stream.handle.aio_get_fd()] = stream
-            poll.register(stream.handle.aio_get_fd())
-        if not by_descriptor:
+        while len(driver.running) < at_once and (stream := next(waiting, None)) is not None:
+            driver.add(stream)
+        if not driver.running:
             return
-        now = time.monotonic()
-        if now > deadline:
+        if time.monotonic() > deadline:
             raise RuntimeError(f"requests over NBD were not done after {timeout} s")
-        due = [at for stream in by_descriptor.values() if (at := stream.issue(now)) is not None]
-        for descriptor, stream in by_descriptor.items():
-            direction = stream.handle.aio_get_direction()
-            wanted = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
-            poll.modify(descriptor, wanted | (
-                select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0))
-        pause = min((min(due) - now) * 1000, 1000) if due else 1000
-        done = [d for d, s in by_descriptor.items() if s.is_done]
-        for descriptor, events in poll.poll(0 if done else max(pause, 0)):
-            handle = by_descriptor[descriptor].handle
-            if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                handle.aio_notify_read()
-            elif events & select.POLLOUT:
-                handle.aio_notify_write()
-        for stream in by_descriptor.values():
-            if stream.failure is not None:
-                raise RuntimeError(stream.failure)
-        for descriptor in done:
-            poll.unregister(descriptor)
-            by_descriptor.pop(descriptor).close()
+        driver.step()
 
 
 def write(server, name, requests, depth=16):

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import branchspeed
 from blocks import (BLOCK, GIB, KIB, MIB, PIECE, Stream, connect, content, drive, expect_content,
                     fill, fill_golden, golden_pieces, pool, write)
 from sluicetest import tools
@@ -518,4 +519,4 @@ def delete_everything(directory, quick):
 
 
 ALL = {"clones": clones, "clone-space": clone_space, "group-consistency": group_consistency,
-       "delete-everything": delete_everything}
+       "delete-everything": delete_everything, **branchspeed.ALL}
