@@ -5,6 +5,7 @@ import os
 import statistics
 import time
 
+import branches
 import loads
 import servers
 from loads import GIB, MIB
@@ -155,4 +156,4 @@ def petabyte(directory, quick):
 
 
 ALL = {"sustained": sustained, "recovery": recovery, "verified": verified,
-       "many-disks": many_disks, "petabyte": petabyte}
+       "many-disks": many_disks, "petabyte": petabyte, **branches.ALL}
