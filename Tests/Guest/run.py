@@ -192,6 +192,44 @@ def _(context):
     running.finish()
 
 
+@test("a guest on a clone runs on while its golden image and all of its snapshots are deleted")
+def _(context):
+    machine = Machine(context)
+    pool = machine.pool
+    pool.cli("snapshot", "create", "debian@golden")
+    pool.cli("clone", "debian@golden", "vm")
+    first = machine.boot("write", disk="vm")
+    first.wait_said("before")
+    pool.cli("disk", "delete", "debian", "--snapshots")
+    first.go_on()
+    first.wait_said("full")
+    # Waits until what only the golden image had is freed, under the running guest.
+    pool.cli("flush")
+    first.go_on()
+    first.wait_said("after")
+    first.go_on()
+    first.finish()
+    machine.note("first boot")
+    used = pool.used()
+    # Not before: what the guest has trimmed counts until it is destaged.
+    vm = pool.json("disk", "show", "vm")
+    expect(pool.json("disk", "list")[0]["name"] == "vm" and pool.json("snapshot", "list") == [],
+           "more than the clone is left")
+    expect(abs(used - machine.empty - vm["used"]) <= MIB,
+           f"{used - machine.empty} bytes are in use, the clone refers to {vm['used']}")
+
+    pool.restart()
+    second = machine.boot("verify", disk="vm")
+    second.finish()
+    machine.note("second boot")
+    expect(any(line.startswith("verified ") for line in second.said),
+           f"nothing was verified: {second.said}")
+    guest.check_file_system(machine.export("vm"))
+    pool.cli("disk", "delete", "vm")
+    left = pool.used() - machine.empty
+    expect(abs(left) <= MIB, f"{left} bytes are still in use after the last disk was deleted")
+
+
 def wait_synced(running, more):
     goal = len(running.synced()) + more
     running.wait_for(lambda said: len(running.synced()) >= goal, 120, f"{goal} synced files")
