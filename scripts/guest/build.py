@@ -22,8 +22,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 SUITE = "bookworm"
 KERNEL = "linux-image-cloud-amd64"
-PACKAGES = "systemd-sysv,udev,kmod"
-MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4"]
+PACKAGES = "systemd-sysv,udev,kmod,qemu-guest-agent"
+MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_console", "ext4"]
 IMAGE_SIZE = "1500M"
 UNIT = """[Unit]
 Description=The test's task
@@ -44,7 +44,8 @@ MASKED = ["getty.target", "serial-getty@ttyS0.service", "systemd-timesyncd.servi
           "systemd-binfmt.service", "systemd-random-seed.service", "systemd-update-done.service",
           "proc-sys-fs-binfmt_misc.automount", "dev-hugepages.mount", "dev-mqueue.mount",
           "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "modprobe@.service",
-          "systemd-sysctl.service", "systemd-modules-load.service", "ldconfig.service"]
+          "systemd-sysctl.service", "systemd-modules-load.service", "ldconfig.service",
+          "qemu-guest-agent.service"]
 
 
 def say(text):
@@ -190,7 +191,8 @@ for unit in {masked}; do ln -sf /dev/null ".$unit"; done
 echo /dev/vda / ext4 defaults 0 0 >etc/fstab
 echo guest >etc/hostname
 rm -f "$1"
-mkfs.ext4 -q -F -L root -d . "$1" {IMAGE_SIZE}
+# Whole, as an image is that has been in use: else the kernel zeroes tables behind the scenes.
+mkfs.ext4 -q -F -E lazy_itable_init=0 -L root -d . "$1" {IMAGE_SIZE}
 chown {os.geteuid()} "$1"
 """)
     (work / "task.service").write_text(UNIT)

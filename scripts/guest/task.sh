@@ -59,21 +59,49 @@ verify() {
   fi
 }
 
-# Small files and rewrites, each synced before it is told, until so many are done.
+# Small files and rewrites, each synced before it is told, until so many are done or the host has
+# had enough.
 churn() {
   mkdir -p /churn
   count=$(sed -n 's/.*\bcount=\([0-9]*\).*/\1/p' /proc/cmdline)
   number=0
-  while [ $number -lt "$count" ]; do
+  while [ $number -lt "$count" ] && [ ! -e /run/enough ]; do
     number=$((number + 1))
     make_file "/churn/$number" $((number * 7919 % 200000 + 1))
     say "synced $number $(sha256sum <"/churn/$number" | cut -d' ' -f1)"
   done
 }
 
+# Files that nobody syncs, made, written over, renamed and removed: the journal is never empty.
+litter() {
+  mkdir -p /litter
+  number=0
+  while [ ! -e /run/enough ]; do
+    number=$((number + 1))
+    dd if=/dev/urandom of="/litter/new" bs=$((number * 7919 % 100000 + 1)) count=1 status=none &&
+      mv /litter/new "/litter/$((number % 40))" && rm -f "/litter/$((number * 7 % 40))" ||
+      say "error littering"
+  done
+}
+
+# Writes under the host's eyes, which freezes the file systems through the agent, until it says
+# that this is enough.
+agent() {
+  qemu-ga --daemonize --method=virtio-serial --path="$(echo /dev/vport*p1)" || say "error: no agent"
+  { read -r _; : >/run/enough; } </dev/ttyS0 &
+  litter &
+  churn
+  wait
+}
+
+# How the root disk was mounted.
+mounted() {
+  say "mount: $(dmesg | grep -o 'EXT4-fs (vda): .*' | tr '\n' ';')"
+}
+
 say "up task=$task"
 case "$task" in
-  write | verify | churn) "$task" ;;
+  write | verify | churn | agent | mounted) "$task" ;;
   *) say "error: no task" ;;
 esac
 trouble
