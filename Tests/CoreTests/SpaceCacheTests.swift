@@ -26,6 +26,19 @@ extension BlockCache {
     #expect(cache.find(address(1), checksum: 1, role: .node) == nil)
   }
 
+  @Test func aBlockThatWasOverwrittenIsNotFoundUnderTheSameChecksum() {
+    let cache = BlockCache(bytes: 64 * blockSize)
+    _ = cache.fill(1)
+    _ = cache.fill(1, role: .node)
+    _ = cache.fill(2)
+    let before = cache.overwrites
+    cache.overwritten(address(1), checksum: 1)
+    cache.overwritten(address(3), checksum: 3)
+    #expect(!cache.has(1) && cache.has(1, role: .node) && cache.has(2))
+    #expect(cache.overwrites == before + 2)
+    cache.verify()
+  }
+
   @Test func aBlockBeingLoadedIsNotFoundButKnown() {
     let cache = BlockCache(bytes: 64 * blockSize)
     let slot = cache.insert(address(1), checksum: 1)!

@@ -372,6 +372,7 @@ package final class Destager {
     try assign(
       layer, map, entry.key.block, BlockAddress(raw: entry.location), checksums, count: count)
     for i in 0..<count {
+      pool.overwritten(BlockAddress(raw: entry.location) + UInt64(i), checksums[i])
       forget(IndexKey(raw: entry.key.raw + UInt64(i)), layer, ifSequence: nil)
     }
     cursor = IndexKey(raw: entry.key.raw + UInt64(count))
@@ -672,6 +673,7 @@ package final class Destager {
     }
     for i in 0..<count {
       let item = batch.items[mapped + i]
+      pool.overwritten(item.target, item.checksum)
       forget(item.key, layer, ifSequence: item.sequence)
     }
   }

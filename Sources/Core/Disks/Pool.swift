@@ -86,6 +86,13 @@ package final class Pool {
     space.attach(spaceTree)
   }
 
+  /// A map names new content of a block.
+  func overwritten(_ address: BlockAddress, _ checksum: UInt32) {
+    if fault != .staleCacheAfterOverwrite {
+      store.cache.overwritten(address, checksum: checksum)
+    }
+  }
+
   // MARK: Disks and layers
 
   /// The disk or snapshot in memory; its record is not loaded yet when it is new there.

@@ -227,7 +227,7 @@ extension Engine {
     return true
   }
 
-  /// The cache's key holds the checksum, so that an entry for old content can't be hit (R9).
+  /// The cache's key holds the checksum, so that no entry for old content is hit (R9).
   func cacheChecksum(_ checksum: UInt32) -> UInt32 {
     pool.fault == .staleCacheAfterOverwrite ? 0 : checksum
   }
@@ -241,6 +241,7 @@ extension Engine {
     parts[part].count = Int32(count)
     parts[part].location = location
     parts[part].isLog = isLog
+    parts[part].overwrites = pool.store.cache.overwrites
     requests[slot].resolved += UInt32(count)
     requests[slot].outstanding += 1
     let address = BlockAddress(raw: location)
@@ -263,7 +264,12 @@ extension Engine {
       let sums = parts.checksums(index)
       for i in 0..<Int(part.count) {
         if crc32cBlock(memory + i * blockSize) == sums[i] {
-          if !part.isLog { remember(part.location + UInt64(i), sums[i], memory + i * blockSize) }
+          let address = BlockAddress(raw: part.location + UInt64(i))
+          if !part.isLog,
+            !pool.store.cache.mayBeOverwritten(address, since: part.overwrites)
+          {
+            remember(address.raw, sums[i], memory + i * blockSize)
+          }
         } else {
           mismatch(slot, location: part.location + UInt64(i), checksum: sums[i])
         }

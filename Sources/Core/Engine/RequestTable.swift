@@ -165,6 +165,8 @@ struct ReadPart {
   /// Position in the log in blocks, or home address.
   var location: UInt64 = 0
   var isLog = false
+  /// Of the cache, when it was issued.
+  var overwrites: UInt64 = 0
   var next: Int32 = -1
 }
 

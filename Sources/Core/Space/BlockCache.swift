@@ -2,8 +2,10 @@ import Glibc
 
 // The cache of vSpace blocks: data and metadata nodes, in one arena of fixed size.
 //
-// An entry is keyed by (address, CRC32C) (R9): disks that share a block share its entry, and an
-// entry for old content can't be hit. A block read as data and the same block read as a node are
+// An entry is keyed by (address, CRC32C) (R9): disks that share a block share its entry. That alone
+// does not keep old content from being hit: a block that ends with a CRC32C of what is before it,
+// as ext4's superblock and directories do, has the same one whatever it holds. So an entry goes
+// when a map takes new content at its address (`overwritten`). A block read as data and the same block read as a node are
 // different entries, for only the latter has been verified as a node.
 //
 //                insert            markValid            makeDirty
@@ -212,6 +214,31 @@ package final class BlockCache {
       addFree(slot)
     }
     return true
+  }
+
+  /// Counts blocks that got new content: a read that was under way meanwhile may bring the old one,
+  /// and its checksum does not tell.
+  package private(set) var overwrites: UInt64 = 0
+  /// By a hash of the address, the newest of these.
+  private var newestOverwrite = [UInt64](repeating: 0, count: 8192)
+
+  @inline(__always)
+  private func overwriteIndex(_ address: BlockAddress) -> Int {
+    Int(truncatingIfNeeded: (address.raw &* 0x9E37_79B9_7F4A_7C15) >> 51)
+  }
+
+  /// Whether a block may have got new content since `overwrites` was `count`; sometimes true though
+  /// it has not.
+  package func mayBeOverwritten(_ address: BlockAddress, since count: UInt64) -> Bool {
+    newestOverwrite[overwriteIndex(address)] > count
+  }
+
+  /// A map names new data at the address: what was kept of it with the same checksum is old.
+  package func overwritten(_ address: BlockAddress, checksum: UInt32) {
+    overwrites &+= 1
+    newestOverwrite[overwriteIndex(address)] = overwrites
+    let slot = locate(address.raw, checksum, .data)
+    if slot != Self.none { remove(slot) }
   }
 
   // MARK: Dirty nodes
