@@ -1,6 +1,7 @@
 import Core
 
-// The map and the dead list of one object, with what its record says of them.
+// The map and the dead list of one object, with what its record says of them. An object that inherits its
+// map has a delta at most (`DeltaCheck`).
 //
 // An object whose snapshot is being merged into it is taken as if that were done: it branches from
 // what the snapshot branched from, the dead lists of both are one, and what is on them and was born
@@ -19,7 +20,7 @@ struct MapCheck {
 
   /// Checks what the object refers to, and what of it is its own.
   func run(_ id: ObjectID, _ record: ObjectRecord, isDeleted: Bool) throws(CheckFailure) {
-    if record.inheritsMap { return inherited(id, record) }
+    if record.inheritsMap { return try inherited(id, record, isDeleted: isDeleted) }
     let link = Link(id: id.raw, record: record, isDeleted: isDeleted)
     // Its only child's walk takes it in.
     if try lineage.isMerging(link) { return }
@@ -28,17 +29,23 @@ struct MapCheck {
     try visit.run()
   }
 
-  private func inherited(_ id: ObjectID, _ record: ObjectRecord) {
+  private func inherited(
+    _ id: ObjectID, _ record: ObjectRecord, isDeleted: Bool
+  ) throws(CheckFailure) {
     func expect(_ isRight: Bool, _ what: String) {
       if !isRight { findings.complain("object \(id.raw) inherits its map, but \(what)") }
     }
-    expect(record.map.isNone, "has a map")
     expect(record.deadList.isNone, "has a dead list")
     expect(record.parentSnapshot.raw != 0, "branches from nothing")
     expect(record.kind == .disk, "is no disk")
     expect(
-      record.usedBlocks == 0 && record.exclusiveBlocks == 0 && record.metadataBlocks == 0
-        && record.dead == DeadCounts() && record.deadOfParentOnly == 0,
+      record.dead == DeadCounts() && record.deadOfParentOnly == 0, "counts blocks on a dead list")
+    guard record.map.isNone else {
+      var delta = DeltaCheck(check: self, id: id, record: record, isDeleted: isDeleted)
+      return try delta.run()
+    }
+    expect(
+      record.usedBlocks == 0 && record.exclusiveBlocks == 0 && record.metadataBlocks == 0,
       "counts blocks of its own")
   }
 }

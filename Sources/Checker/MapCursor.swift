@@ -11,6 +11,8 @@ struct Extent {
   private var sums: UnsafeRawPointer
 
   var end: UInt64 { first + count }
+  /// Of a delta: blocks that read as zeros.
+  var isHole: Bool { address.isNone }
 
   /// An entry of a leaf that was verified.
   fileprivate init(block: UInt64, value p: UnsafeRawPointer) {
@@ -55,6 +57,7 @@ final class MapCursor {
   }
 
   private let reader: NodeReader
+  private let kind: NodeKind
   private let object: ObjectID
   private let findings: Findings?
   private var stack: [Frame] = []
@@ -69,8 +72,12 @@ final class MapCursor {
 
   /// With `findings`, nodes are read in both copies, complained about and healed; without, the map
   /// is one that another walk verifies.
-  init(_ reader: NodeReader, root: NodePointer, object: ObjectID, findings: Findings?) {
+  init(
+    _ reader: NodeReader, root: NodePointer, kind: NodeKind = .extents, object: ObjectID,
+    findings: Findings?
+  ) {
     self.reader = reader
+    self.kind = kind
     self.object = object
     self.findings = findings
     if !root.isNone { head = .node(root) }
@@ -82,7 +89,7 @@ final class MapCursor {
     let memory = spare.popLast() ?? AlignedMemory(bytes: blockSize)
     guard
       reader.read(
-        pointer, kind: .extents, owner: object, into: memory.base, quietly: findings == nil),
+        pointer, kind: kind, owner: object, into: memory.base, quietly: findings == nil),
       keysFit(memory.base, pointer)
     else {
       spare.append(memory)

@@ -76,7 +76,7 @@ final class NodeReader {
   /// snapshot's, a clone refers to its origin's, a merge hands over. Other trees have one owner.
   private func mayOwn(_ found: UInt64, _ kind: NodeKind, _ owner: ObjectID) -> Bool {
     switch kind {
-    case .extents, .deadList: found >= TreeOwner.firstFree
+    case .extents, .deadList, .delta: found >= TreeOwner.firstFree
     case .objects, .names, .space: found == owner.raw
     }
   }
@@ -101,6 +101,7 @@ final class NodeReader {
     case .space: "the space tree"
     case .extents: "the map of object \(owner.raw)"
     case .deadList: "a dead list of object \(owner.raw)"
+    case .delta: "the delta of object \(owner.raw)"
     }
   }
 }

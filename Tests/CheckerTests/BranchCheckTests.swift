@@ -305,7 +305,11 @@ private func expectFound(
 }
 
 @Test func anObjectThatInheritsHasNothingOfItsOwn() {
-  expectFound("object 111 inherits its map, but has a map", only: false) { _, branches in
+  expectFound("node of the delta of object 111 are damaged", only: false) { _, branches in
+    branches.write(111, 0..<1, 1)
+    branches.changeRecord[111] = { $0.inheritsMap = true }
+  }
+  expectFound("object 111 inherits its map, but has a dead list", only: false) { _, branches in
     branches.write(111, 0..<1, 1)
     branches.changeRecord[111] = { $0.inheritsMap = true }
   }

@@ -14,6 +14,8 @@ final class EngineHarness {
   let log: MemoryDevice
   var volumes: [MemoryDevice]
   private let layout: PoolLayout
+  /// When deltas are folded.
+  private let deltaNodes: Int
   private(set) var engine: Engine
   private var waiting: [DeviceOp] = []
   private var unflushed: [[Unflushed]]
@@ -24,7 +26,11 @@ final class EngineHarness {
   private var token: UInt64 = 0
   private let buffer = AlignedMemory(bytes: maximumPiece + blockSize)
 
-  init(seed: UInt64, logBlocks: Int = 4096, volumeBlocks: [Int] = [20_000, 20_000]) {
+  init(
+    seed: UInt64, logBlocks: Int = 4096, volumeBlocks: [Int] = [20_000, 20_000],
+    deltaNodes: Int = 64
+  ) {
+    self.deltaNodes = deltaNodes
     random = SeededRandom(seed: seed)
     log = MemoryDevice(blocks: logBlocks)
     volumes = volumeBlocks.map { MemoryDevice(blocks: $0) }
@@ -35,7 +41,7 @@ final class EngineHarness {
         .init(member: UUIDBytes(high: 7, low: UInt64($0)), sizeInBlocks: UInt64($1))
       })
     unflushed = Array(repeating: [], count: volumeBlocks.count + 1)
-    engine = Self.engine(layout)
+    engine = Self.engine(layout, deltaNodes)
     for write in layout.writes() {
       device(write.device).put(
         UnsafeRawBufferPointer(start: write.memory.base, count: write.memory.count),
@@ -43,7 +49,7 @@ final class EngineHarness {
     }
   }
 
-  private static func engine(_ layout: PoolLayout) -> Engine {
+  private static func engine(_ layout: PoolLayout, _ deltaNodes: Int) -> Engine {
     var configuration = PoolConfiguration(
       pool: layout.pool, name: layout.name, log: LogGeometry(label: layout.logLabel)!,
       volumes: layout.volumes.map {
@@ -53,6 +59,7 @@ final class EngineHarness {
             size: $0.sizeInBlocks << blockShift, isSparseFile: false, canDiscard: true))
       })
     configuration.cacheBytes = 16 << 20
+    configuration.deltaNodes = deltaNodes
     return Engine(configuration)
   }
 
@@ -127,7 +134,7 @@ final class EngineHarness {
     }
     replies = [:]
     done = [:]
-    engine = Self.engine(layout)
+    engine = Self.engine(layout, deltaNodes)
     underWay = []
   }
 

@@ -34,6 +34,7 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case snapshotHidden
   case rolledBack
   case readAheadAwaited
+  case deltaFolded
 }
 
 package struct RarePathCounters: Sendable {

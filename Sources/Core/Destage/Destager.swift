@@ -222,6 +222,7 @@ package final class Destager {
       throw .damaged(.none)
     }
     if record.inheritsMap {
+      invariant(record.map.isNone, "a snapshot becomes final with a delta")
       guard let parent = try pool.catalog.treeRecord(of: record.parentSnapshot) else {
         throw .damaged(.none)
       }
@@ -231,6 +232,7 @@ package final class Destager {
     try pool.catalog.put(record, of: layer.object)
     if pool.fault != .birthByCheckpoint { pool.nextInstant += 1 }
     layer.state = .final
+    layer.inheritsMap = false
     pool.returnRun(layer)
     pool.frozen.removeAll { $0 === layer }
     applied -= 1
@@ -282,6 +284,11 @@ package final class Destager {
         pool.dropLogged(layer)
         continue
       }
+      if pool.wantsFold(layer) {
+        visit(layer)
+        try pool.foldSome(layer)
+        return true
+      }
       try gather(entry, layer)
     }
     if pool.store.needsSpill {
@@ -304,27 +311,25 @@ package final class Destager {
   }
 
   private func gather(_ entry: IndexEntry, _ layer: Layer) throws(SpaceWait) {
-    let map = layer.map!
     switch entry.kind {
     case .zero:
       // From the cursor on: what was in front of it has been done, or has been replaced.
       let start = IndexKey(raw: max(entry.key.raw, cursor.raw))
       visit(layer)
-      let next = try map.removeSome(
-        start.block, count: entry.end - start.raw, maxLeaves: 8, released: released(layer))
+      let next = try pool.removeSome(layer, start.block, count: entry.end - start.raw)
       let done = next.raw - start.block.raw
       pool.account(pool.index.remove(from: start, length: done), layer)
       cursor = IndexKey(raw: start.raw + done)
     case .home:
       visit(layer)
-      try mapLargeWrite(entry, layer, map)
+      try mapLargeWrite(entry, layer)
     case .log:
       var item = DestageItem(
         key: entry.key, logBlock: entry.location, checksum: entry.checksum, isNew: false,
         sequence: entry.sequence, target: .none)
       if !relocateAll,
-        case .mapped(let address, _, let birth, _) = try map.lookup(
-          entry.key.block, limit: 1), birth > map.tree.branchInstant
+        case .mapped(let address, _, let birth, _) = try layer.map!.lookup(
+          entry.key.block, limit: 1), birth > layer.map!.branchInstant
       {
         item.target = address
       } else {
@@ -341,23 +346,8 @@ package final class Destager {
     if visited.last !== layer { visited.append(layer) }
   }
 
-  /// What the map lets go of: free if it was the layer's alone, else the snapshot's.
-  private func released(_ layer: Layer) -> (BlockAddress, Int, Instant) -> Void {
-    { [pool] address, count, birth in
-      layer.usedBlocks -= UInt64(count)
-      if birth > layer.map!.tree.branchInstant || pool.fault == .sharedBlockFreed {
-        layer.exclusiveBlocks -= min(UInt64(count), layer.exclusiveBlocks)
-        pool.space.noteReleased(address, count)
-      } else {
-        pool.owed.append((layer, .blocks(first: address, count: count, birth: birth)))
-      }
-    }
-  }
-
   /// A large write is home already: the map takes it over.
-  private func mapLargeWrite(
-    _ entry: IndexEntry, _ layer: Layer, _ map: ExtentMap
-  ) throws(SpaceWait) {
+  private func mapLargeWrite(_ entry: IndexEntry, _ layer: Layer) throws(SpaceWait) {
     var checksums = InlineArray<128, UInt32>(repeating: 0)
     checksums[0] = entry.checksum
     var count = 1
@@ -369,8 +359,8 @@ package final class Destager {
       checksums[count] = next.checksum
       count += 1
     }
-    try assign(
-      layer, map, entry.key.block, BlockAddress(raw: entry.location), checksums, count: count)
+    try pool.assign(
+      layer, entry.key.block, BlockAddress(raw: entry.location), checksums, count: count)
     for i in 0..<count {
       pool.overwritten(BlockAddress(raw: entry.location) + UInt64(i), checksums[i])
       forget(IndexKey(raw: entry.key.raw + UInt64(i)), layer, ifSequence: nil)
@@ -378,22 +368,6 @@ package final class Destager {
     cursor = IndexKey(raw: entry.key.raw + UInt64(count))
     destagedBlocks += UInt64(count)
     progress += UInt64(count)
-  }
-
-  private func assign(
-    _ layer: Layer, _ map: ExtentMap, _ block: BlockIndex, _ address: BlockAddress,
-    _ checksums: borrowing InlineArray<128, UInt32>, count: Int
-  ) throws(SpaceWait) {
-    let release = released(layer)
-    try checksums.span.withUnsafeBufferPointer { (all) throws(SpaceWait) in
-      try map.assign(
-        block, to: address, checksums: UnsafeBufferPointer(rebasing: all[..<count]),
-        birth: pool.fault == .birthOffByOne ? pool.nextInstant + 1 : pool.nextInstant,
-        released: release)
-    }
-    layer.usedBlocks += UInt64(count)
-    layer.exclusiveBlocks += UInt64(count)
-    pool.space.noteAllocated(address, count)
   }
 
   /// The map names the block's home: the entry has done its work.
@@ -664,10 +638,10 @@ package final class Destager {
     var checksums = InlineArray<128, UInt32>(repeating: 0)
     for i in 0..<count { checksums[i] = batch.items[mapped + i].checksum }
     if first.isNew {
-      try assign(layer, layer.map!, first.key.block, first.target, checksums, count: count)
+      try pool.assign(layer, first.key.block, first.target, checksums, count: count)
     } else {
       try checksums.span.withUnsafeBufferPointer { (all) throws(SpaceWait) in
-        try layer.map!.updateChecksums(
+        try (layer.map!.delta ?? layer.map!.full).updateChecksums(
           first.key.block, UnsafeBufferPointer(rebasing: all[..<count]))
       }
     }
@@ -683,9 +657,15 @@ package final class Destager {
   /// Writes out the maps that were changed and enters their roots into the catalog. A disk that
   /// was deleted behind the cut still is in the catalog as of the cut, and takes part.
   private func finishMaps() throws(SpaceWait) -> Bool {
+    try visitFinal()
+    for layer in visited where pool.wantsFold(layer) {
+      try pool.foldSome(layer)
+      return true
+    }
     var isDirty = false
     for layer in visited {
-      for tree in [layer.map?.tree, layer.dead?.tree] where writeOut(tree) { isDirty = true }
+      for tree in [layer.map?.full.tree, layer.map?.delta?.tree, layer.dead?.tree]
+      where writeOut(tree) { isDirty = true }
     }
     if isDirty { return false }
     while let layer = visited.last {
@@ -707,6 +687,15 @@ package final class Destager {
     return true
   }
 
+  /// A layer that is about to be final may have a delta of earlier cycles, which is to be folded.
+  private func visitFinal() throws(SpaceWait) {
+    guard sweepEnded, let layer, visited.last !== layer,
+      let record = try pool.catalog.treeRecord(of: layer.object), record.hasDelta
+    else { return }
+    if layer.map == nil { try pool.load(layer) }
+    if layer.map != nil { visit(layer) }
+  }
+
   private func isConnected(_ layer: Layer) -> Bool {
     pool.disks.find(layer.object).map { $0.connections > 0 } ?? false
   }
@@ -720,22 +709,37 @@ package final class Destager {
 
   /// Enters the layer's roots and counters into its object's record.
   private func record(_ layer: Layer) throws(SpaceWait) {
-    guard let tree = layer.map?.tree else { return }
+    guard let map = layer.map else { return }
+    invariant(layer.fold == nil, "a map is recorded in the midst of a fold")
     guard var record = try pool.catalog.treeRecord(of: layer.object) else { return }
-    let nodes = UInt64(Int64(layer.metadataBlocks) + 2 * Int64(tree.nodeDelta))
-    record.inheritsMap = false
-    record.map = tree.root
-    record.branchInstant = tree.branchInstant
-    record.usedBlocks = layer.usedBlocks
-    record.exclusiveBlocks = layer.exclusiveBlocks
-    record.metadataBlocks = nodes
-    record.deadList = layer.dead?.tree.root ?? .none
-    record.dead = layer.dead?.counts ?? DeadCounts()
-    record.parentBranchInstant = layer.parentBranchInstant
-    record.deadOfParentOnly = layer.deadOfParentOnly
+    let nodes = layer.metadataBlocks(of: map.full)
+    let deltaNodes = map.delta.map(layer.deltaMetadata(of:)) ?? 0
+    if layer.inheritsMap {
+      invariant(map.full.tree.nodeDelta == 0, "a map that is another object's was changed")
+      record.inherit(from: record.parentSnapshot)
+      if let root = map.delta?.tree.root, !root.isNone {
+        record.map = root
+        record.usedBlocks = layer.usedBlocks
+        record.exclusiveBlocks = layer.exclusiveBlocks
+        record.metadataBlocks = deltaNodes
+      }
+    } else {
+      record.inheritsMap = false
+      record.map = map.full.tree.root
+      record.branchInstant = map.branchInstant
+      record.usedBlocks = layer.usedBlocks
+      record.exclusiveBlocks = layer.exclusiveBlocks
+      record.metadataBlocks = nodes
+      record.deadList = layer.dead?.tree.root ?? .none
+      record.dead = layer.dead?.counts ?? DeadCounts()
+      record.parentBranchInstant = layer.parentBranchInstant
+      record.deadOfParentOnly = layer.deadOfParentOnly
+    }
     try pool.catalog.put(record, of: layer.object)
-    tree.nodeDelta = 0
+    map.full.tree.nodeDelta = 0
+    map.delta?.tree.nodeDelta = 0
     layer.metadataBlocks = nodes
+    layer.deltaMetadata = deltaNodes
   }
 
   /// The dead list of an object, if it is in memory.
@@ -752,6 +756,13 @@ package final class Destager {
           return true
         }
         progress += 1
+        if let layer = reaper.layerToFold {
+          // It is written out as those of a sweep are, and the reaper goes on behind that.
+          layer.mustFold = true
+          visit(layer)
+          phase = .maps
+          return true
+        }
         if reaper.wantsSave || pool.space.wantsCheckpoint || pool.store.needsSpill {
           reaper.isSaving = true
           break

@@ -8,11 +8,14 @@
 //                                              moves to the child's
 //
 // A leaf whose parent is being merged into it waits for that: until then its branch instant does not
-// tell what it owns.
+// tell what it owns. One that inherits its map owns its delta and nothing else, whatever its parent
+// does, and goes first. A child with a delta is folded before anything is merged into it.
 
 final class Reaper {
   private let pool: Pool
   private var job: Job?
+  /// A child with a delta, which the destager is to fold before the reaper goes on.
+  private(set) var layerToFold: Layer?
   /// The job's trees are being written, and its state is entered into the catalog then.
   var isSaving = false
 
@@ -47,6 +50,7 @@ final class Reaper {
 
   /// Goes on for a bounded time; false when there is nothing to be freed.
   func advance() throws(SpaceWait) -> Bool {
+    layerToFold = nil
     guard let job else { return try begin() }
     if job.child != nil { try merge(job) } else { try prune(job) }
     return true
@@ -66,30 +70,51 @@ final class Reaper {
       _ = try pool.catalog.removeName(object, entry.name)
       return true
     }
-    if record.children == 0, try pool.catalog.isBeingFreed(record.parentSnapshot) {
+    if record.children == 0, !record.inheritsMap,
+      try pool.catalog.isBeingFreed(record.parentSnapshot)
+    {
       object = record.parentSnapshot
-      guard let parent = try pool.catalog.treeRecord(of: object) else {
-        throw .damaged(pool.catalog.objects.root)
-      }
-      record = parent
+      record = try self.record(of: object)
     }
-    let child = record.children > 0 ? try pool.catalog.child(of: object) : nil
+    var child = record.children > 0 ? try pool.catalog.child(of: object) : nil
+    if let leaf = child {
+      let leafRecord = try self.record(of: leaf)
+      if leafRecord.inheritsMap, try isReady(leaf) {
+        (object, record, child) = (leaf, leafRecord, nil)
+      } else if leafRecord.hasDelta {
+        let layer = pool.layer(of: leaf) ?? pool.disk(leaf).layer
+        try pool.load(layer)
+        layerToFold = layer
+        return true
+      }
+    }
     let job = Job(object, record, child: child)
     if let child { try openMerge(job, child) } else { openPrune(job) }
     self.job = job
     return true
   }
 
+  private func record(of object: ObjectID) throws(SpaceWait) -> ObjectRecord {
+    guard let record = try pool.catalog.treeRecord(of: object) else {
+      throw .damaged(pool.catalog.objects.root)
+    }
+    return record
+  }
+
+  /// Whether a disk is deleted and has no snapshots that are to be deleted with it.
+  private func isReady(_ disk: ObjectID) throws(SpaceWait) -> Bool {
+    guard try pool.catalog.isBeingFreed(disk) else { return false }
+    return try pool.catalog.nextSnapshot(of: disk) == nil
+  }
+
   // MARK: Pruning
 
   private func openPrune(_ job: Job) {
     let record = job.record
-    if !record.inheritsMap {
-      job.map = ExtentMap(
-        tree: Tree(
-          store: pool.store, kind: .extents, owner: job.object, root: record.map,
-          branchInstant: record.branchInstant, birth: pool.nextInstant))
-    }
+    job.map = ExtentMap(
+      tree: Tree(
+        store: pool.store, kind: record.inheritsMap ? .delta : .extents, owner: job.object,
+        root: record.map, branchInstant: record.branchInstant, birth: pool.nextInstant))
     job.list = list(job.object, record)
   }
 
@@ -133,9 +158,7 @@ final class Reaper {
   // MARK: Merging
 
   private func openMerge(_ job: Job, _ child: ObjectID) throws(SpaceWait) {
-    guard let record = try pool.catalog.treeRecord(of: child) else {
-      throw .damaged(pool.catalog.objects.root)
-    }
+    let record = try self.record(of: child)
     if let layer = pool.layer(of: child), layer.map == nil { try pool.load(layer) }
     if record.inheritsMap { return }
     job.list = list(job.object, job.record)
@@ -166,10 +189,16 @@ final class Reaper {
     guard let job else { return isSaving = false }
     let record = job.record
     try pool.catalog.update(job.object) {
-      if let tree = job.map?.tree { $0.map = tree.root }
       if let list = job.list { ($0.deadList, $0.dead) = (list.tree.root, list.counts) }
       $0.usedBlocks = record.usedBlocks
       $0.exclusiveBlocks = record.exclusiveBlocks
+      if let tree = job.map?.tree {
+        $0.map = tree.root
+        let nodes = Int64(record.metadataBlocks) + 2 * Int64(tree.nodeDelta)
+        $0.metadataBlocks = UInt64(max(0, nodes))
+        // Without a delta it counts nothing.
+        if record.inheritsMap, tree.isEmpty { $0.usedBlocks = 0 }
+      }
     }
     if let child = job.child {
       if let list = job.childList {
@@ -191,9 +220,7 @@ final class Reaper {
   /// The child takes the snapshot's place. Repeatable.
   private func finishMerge(_ job: Job, _ child: ObjectID) throws(SpaceWait) {
     let snapshot = job.record
-    guard var record = try pool.catalog.treeRecord(of: child) else {
-      throw .damaged(pool.catalog.objects.root)
-    }
+    var record = try self.record(of: child)
     if record.parentSnapshot == job.object {
       try pool.catalog.replaceEdge(of: snapshot.parentSnapshot, job.object, by: child)
       if record.inheritsMap {
@@ -218,7 +245,9 @@ final class Reaper {
 
   /// The child's layer, if it is in memory, is as its record says.
   private func settle(_ child: ObjectID, _ record: ObjectRecord) {
-    guard let layer = pool.layer(of: child), let tree = layer.map?.tree else { return }
+    guard let layer = pool.layer(of: child), let tree = layer.map?.full.tree else { return }
+    layer.map!.delta = nil
+    layer.inheritsMap = false
     tree.branchInstant = record.branchInstant
     layer.exclusiveBlocks = record.exclusiveBlocks
     layer.parentBranchInstant = record.parentBranchInstant

@@ -13,6 +13,8 @@
 //  1. A layer has a map, or a base, or is not loaded; never both.
 //  2. Nothing enters a frozen layer. A frozen layer's bases were frozen before it.
 //  3. What a layer's map owns alone was born after its tree's branch instant.
+//  4. An open layer that inherits its map keeps what it changes in a delta (Space/DiskMap.swift); a final
+//     one has none.
 
 package final class Layer {
   package enum State: Sendable {
@@ -40,12 +42,21 @@ package final class Layer {
 
   package var base: Layer?
   /// As of what has been destaged.
-  package var map: ExtentMap?
+  package var map: DiskMap?
+  /// The map is the parent snapshot's, but for what a delta has.
+  package var inheritsMap = false
+  /// The delta is on its way into a map of the layer's own.
+  package var fold: Fold?
+  /// The delta is to be folded whatever its size.
+  package var mustFold = false
 
   // What the object's record counts, kept here while the layer is loaded; in blocks.
   package var usedBlocks: UInt64 = 0
   package var exclusiveBlocks: UInt64 = 0
+  /// Of the whole map, also while it is the parent's.
   package var metadataBlocks: UInt64 = 0
+  /// Of the delta.
+  package var deltaMetadata: UInt64 = 0
   package var parentBranchInstant: Instant = 0
   package var deadOfParentOnly: UInt64 = 0
   /// What its parent snapshot refers to and it no more.

@@ -13,6 +13,8 @@ package struct PoolConfiguration: Sendable {
   package var indexLimit = 4 << 20
   /// Block requests under way at once.
   package var requestSlots = 4096
+  /// Nodes of a delta above which it is folded into a map of the branch's own.
+  package var deltaNodes = 64
   package var fault: PlantedFault?
 
   package init(pool: UUIDBytes, name: String, log: LogGeometry, volumes: [VolumeMember]) {
@@ -125,7 +127,9 @@ package final class Pool {
     // An object that the trees do not have is what it was made as.
     let stored = try catalog.treeRecord(of: layer.object)
     guard let record = stored ?? catalog.created(layer.object) else { throw .damaged(.none) }
-    if record.inheritsMap { return try inherit(layer, from: record.parentSnapshot) }
+    if record.inheritsMap {
+      return try inherit(layer, from: record.parentSnapshot, delta: record)
+    }
     open(layer, record, branchInstant: record.branchInstant)
     layer.exclusiveBlocks = record.exclusiveBlocks
     layer.parentBranchInstant = record.parentBranchInstant
@@ -133,8 +137,10 @@ package final class Pool {
     if !record.deadList.isNone { openDeadList(layer, record.deadList, record.dead) }
   }
 
-  /// The layer starts as what the snapshot is.
-  private func inherit(_ layer: Layer, from snapshot: ObjectID) throws(SpaceWait) {
+  /// The layer is what the snapshot is, but for what its record's delta says.
+  private func inherit(
+    _ layer: Layer, from snapshot: ObjectID, delta own: ObjectRecord? = nil
+  ) throws(SpaceWait) {
     if let below = disks.find(snapshot)?.layer, below.state == .frozen {
       layer.base = below
       return
@@ -143,9 +149,25 @@ package final class Pool {
       throw .damaged(.none)
     }
     open(layer, record, branchInstant: record.instant)
+    layer.inheritsMap = true
     layer.exclusiveBlocks = 0
     layer.parentBranchInstant = record.branchInstant
     layer.deadOfParentOnly = 0
+    if let own, !own.map.isNone {
+      openDelta(layer, own.map)
+      layer.usedBlocks = own.usedBlocks
+      layer.exclusiveBlocks = own.exclusiveBlocks
+      layer.deltaMetadata = own.metadataBlocks
+    }
+  }
+
+  /// Gives the layer a delta, which is at `root` or empty.
+  func openDelta(_ layer: Layer, _ root: NodePointer) {
+    layer.map!.delta = ExtentMap(
+      tree: Tree(
+        store: store, kind: .delta, owner: layer.object, root: root,
+        branchInstant: layer.map!.branchInstant, birth: nextInstant))
+    layer.deltaMetadata = 0
   }
 
   private func open(_ layer: Layer, _ record: ObjectRecord, branchInstant: Instant) {
@@ -155,7 +177,8 @@ package final class Pool {
     tree.sharedRelease = { [unowned self, unowned layer] node in
       owed.append((layer, .node(first: node.first, second: node.second, birth: node.birth)))
     }
-    layer.map = ExtentMap(tree: tree)
+    layer.map = DiskMap(full: ExtentMap(tree: tree))
+    layer.inheritsMap = false
     layer.usedBlocks = record.usedBlocks
     layer.metadataBlocks = record.metadataBlocks
   }

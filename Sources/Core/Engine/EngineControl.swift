@@ -140,8 +140,8 @@ extension Engine {
     let disk = pool.disks.find(object)
     let used = try used(object, record)
     let layer = disk?.layer
-    let isInherited = layer?.base != nil || (layer?.map == nil && record.inheritsMap)
-    let own = layer?.map != nil ? layer!.exclusiveBlocks : isInherited ? 0 : record.exclusiveBlocks
+    let own =
+      layer?.map != nil ? layer!.exclusiveBlocks : layer?.base != nil ? 0 : record.exclusiveBlocks
     var origin: String?
     if record.origin.raw != 0, let snapshot = try pool.catalog.record(of: record.origin),
       try pool.catalog.record(of: snapshot.parent) != nil

@@ -96,11 +96,16 @@ extension Engine {
   }
 
   private func compare(
-    _ old: ExtentMap, _ new: ExtentMap, _ block: BlockIndex, _ limit: UInt64
+    _ old: DiskMap, _ new: DiskMap, _ block: BlockIndex, _ limit: UInt64
   ) throws(SpaceWait) -> (count: UInt64, isZero: Bool?) {
-    if old.tree === new.tree { return (limit, nil) }
-    if let end = try old.tree.sharedEnd(with: new.tree, from: TreeKey(hi: block.raw)) {
-      return (min(limit, end.hi - block.raw), nil)
+    if old.full.tree === new.full.tree, old.delta?.tree === new.delta?.tree { return (limit, nil) }
+    // As far as neither delta has anything, the whole maps tell.
+    let unchanged = min(
+      try old.unchanged(block, limit: Int(limit)), try new.unchanged(block, limit: Int(limit)))
+    if unchanged > 0,
+      let end = try old.full.tree.sharedEnd(with: new.full.tree, from: TreeKey(hi: block.raw))
+    {
+      return (min(UInt64(unchanged), end.hi - block.raw), nil)
     }
     // A look-up ends the life of what the one before gave: addresses and counts are taken first.
     let (home, m) = try place(old, block, limit)
@@ -110,7 +115,7 @@ extension Engine {
   }
 
   private func place(
-    _ map: ExtentMap, _ block: BlockIndex, _ limit: UInt64
+    _ map: DiskMap, _ block: BlockIndex, _ limit: UInt64
   ) throws(SpaceWait) -> (BlockAddress, UInt64) {
     switch try map.lookup(block, limit: Int(limit)) {
     case .hole(let count): return (.none, UInt64(count))

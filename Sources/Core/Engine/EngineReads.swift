@@ -122,7 +122,7 @@ extension Engine {
     /// where it has entries; those of a range that reads as zeros all are within the entry.
     case logged(IndexEntry, count: UInt64)
     /// Nothing is logged for it and the next `count - 1` blocks.
-    case mapped(ExtentMap, count: UInt64)
+    case mapped(DiskMap, count: UInt64)
   }
 
   /// Looks in the disk's layer, in those that it is over, and ends at the map below them.
@@ -187,7 +187,7 @@ extension Engine {
 
   /// Reads a run of blocks that nothing is logged for: hole, cache or home.
   private func readMapped(
-    _ slot: Int32, _ disk: VirtualDisk, _ map: ExtentMap, _ block: BlockIndex, limit: Int,
+    _ slot: Int32, _ disk: VirtualDisk, _ map: DiskMap, _ block: BlockIndex, limit: Int,
     _ target: UnsafeMutableRawPointer
   ) throws(SpaceWait) -> Bool {
     switch try map.lookup(block, limit: limit) {

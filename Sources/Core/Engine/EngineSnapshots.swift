@@ -259,7 +259,7 @@ extension Engine {
       try pool.load(l)
       if l.base != nil { layer = l.base }
     }
-    if record.inheritsMap {
+    if record.inheritsMap, record.map.isNone {
       let parent = record.parentSnapshot
       // Deleted snapshots count as well: what is on them is here, too.
       let stored = try pool.catalog.treeRecord(of: parent)
@@ -276,8 +276,19 @@ extension Engine {
     }
     guard record.children > 0 else { return record.exclusiveBlocks }
     guard record.children == 1, let child = try pool.catalog.child(of: snapshot),
-      let below = try pool.catalog.treeRecord(of: child), !below.inheritsMap
+      let below = try pool.catalog.treeRecord(of: child)
     else { return 0 }
+    if below.inheritsMap {
+      // What the child's delta hides. In memory it may be newer than what its record leads to.
+      let layer = pool.layer(of: child)
+      guard layer?.fold == nil else { return 0 }
+      if let map = layer?.map { return try map.hidden(bornAfter: record.branchInstant) }
+      guard below.hasDelta else { return 0 }
+      let maps = [(NodeKind.extents, record.map), (.delta, below.map)].map { kind, root in
+        ExtentMap(tree: Tree(store: pool.store, kind: kind, owner: child, root: root))
+      }
+      return try DiskMap(full: maps[0], delta: maps[1]).hidden(bornAfter: record.branchInstant)
+    }
     if below.parentBranchInstant == record.branchInstant { return below.deadOfParentOnly }
     // Its parent has changed since the count began: what is on the list is counted.
     let list =

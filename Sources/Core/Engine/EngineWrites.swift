@@ -441,7 +441,7 @@ extension Engine {
     // What a frozen layer has, or the map below it, is the snapshot's.
     guard let map = layer.map else { return true }
     if case .mapped(_, _, let birth, _) = try map.lookup(block, limit: 1) {
-      return birth <= map.tree.branchInstant
+      return birth <= map.branchInstant
     }
     return true
   }

@@ -112,7 +112,7 @@ extension Engine {
           continue
         case .mapped(_, let count, let birth, _):
           // What the disk shares with its parent snapshot is read there.
-          if birth <= map.tree.branchInstant {
+          if birth <= map.branchInstant {
             scrubber.block += UInt64(count)
             continue
           }

@@ -47,8 +47,10 @@
 //                                                             clones, of a snapshot
 //     256       first name, then comment
 //
-// An object that inherits its map has none of its own yet: its content, branch instant and counters
-// are those of its parent snapshot.
+// An object that inherits its map has none of its own yet: its content and branch instant are those of its
+// parent snapshot. What it has changed of it is in its delta, a tree of kind `.delta`, whose root is
+// in the place of the map's. Fields 96 and 104 then count as ever, 184 the nodes of the delta; without
+// a delta all counters are 0. It has no dead list.
 //
 // Volume record: 0 u64[2] member UUID, 16 u64 size in blocks.
 
@@ -85,8 +87,9 @@ package struct ObjectRecord: Equatable, Sendable {
   package var deadList = NodePointer.none
   package var parent = ObjectID.root
   package var metadataBlocks: UInt64 = 0
-  /// Content, branch instant and counters are the parent snapshot's; `map` is none.
+  /// Content and branch instant are the parent snapshot's; `map` is the root of the delta, or none.
   package var inheritsMap = false
+  package var hasDelta: Bool { inheritsMap && !map.isNone }
   /// A snapshot that can't be deleted.
   package var isHeld = false
   /// A snapshot that was deleted and has children: it is freed when one is left.

@@ -52,6 +52,11 @@ package enum NodeKind: UInt8, Sendable {
   case extents = 4
   /// The dead list of one edge of the snapshot tree, see DeadListFormat.
   case deadList = 5
+  /// What a branch has changed of its parent snapshot's map.
+  case delta = 6
+
+  /// Whether it holds extents, see ExtentFormat.
+  var hasExtents: Bool { self == .extents || self == .delta }
 }
 
 /// Why a block is not the node that a pointer names.
@@ -140,7 +145,8 @@ package enum NodeFormat {
     }
     guard heap == blockSize else { return .bounds }
     switch kind {
-    case .extents: return ExtentFormat.isValidLeaf(p, count) ? nil : .value
+    case .extents: return ExtentFormat.isValidLeaf(p, count, holes: false) ? nil : .value
+    case .delta: return ExtentFormat.isValidLeaf(p, count, holes: true) ? nil : .value
     case .deadList: return DeadListFormat.isValidLeaf(p, count) ? nil : .value
     case .objects, .names, .space: return nil
     }
@@ -158,7 +164,7 @@ package enum NodeFormat {
       guard isPlausible(child), child.level + 1 == p.u8(Field.level), entry.u8(29) == 0,
         entry.u16(30) == 0
       else { return .child }
-      if kind == .extents && !ExtentFormat.isValidBound(p + headerSize + i * interiorEntrySize) {
+      if kind.hasExtents && !ExtentFormat.isValidBound(p + headerSize + i * interiorEntrySize) {
         return .value
       }
     }

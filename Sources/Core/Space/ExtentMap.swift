@@ -2,7 +2,7 @@ import Glibc
 
 // The extent map of a disk: which block of vSpace holds each block of the disk (ExtentFormat has
 // the values). Extents hold 1 to 128 blocks with consecutive homes and one birth, and a checksum
-// for each.
+// for each. A delta has hole extents as well, which have no homes.
 //
 // A change looks at all extents that it touches first, counts the leaves that they are in, and has
 // room prepared; only then does it change anything. So it happens wholly or, when it throws, not
@@ -38,6 +38,10 @@ struct Extent {
 
   var end: UInt64 { first + length }
   var key: TreeKey { TreeKey(hi: first) }
+  var isHole: Bool { address.isNone }
+
+  /// Where a block of the extent is; none in a hole extent.
+  func home(_ block: UInt64) -> BlockAddress { isHole ? .none : address + (block - first) }
 }
 
 /// An extent that is being put together, outside of any node.
@@ -56,7 +60,8 @@ private struct Draft {
 
   /// Whether blocks that follow on the disk may join this extent.
   func canTake(_ address: BlockAddress, _ birth: Instant, _ count: Int) -> Bool {
-    length > 0 && birth == self.birth && address == self.address + UInt64(length)
+    let next = self.address.isNone ? .none : self.address + UInt64(length)
+    return length > 0 && birth == self.birth && address == next
       && length + count <= ExtentFormat.maximumLength
   }
 
@@ -67,16 +72,18 @@ private struct Draft {
     length = 0
   }
 
-  mutating func append(_ checksums: UnsafePointer<UInt32>, _ count: Int) {
-    (bytes + ExtentFormat.size(length)).copyMemory(from: checksums, byteCount: 4 * count)
+  /// Blocks that follow; a hole extent has no checksums.
+  mutating func append(_ checksums: UnsafePointer<UInt32>?, _ count: Int) {
+    if let checksums, !address.isNone {
+      (bytes + ExtentFormat.size(length)).copyMemory(from: checksums, byteCount: 4 * count)
+    }
     length += count
   }
 
   /// Becomes the part of `extent` in [`from`, `end`).
   mutating func copy(_ extent: Extent, from: UInt64, end: UInt64) {
-    let skip = from - extent.first
-    start(from, extent.address + skip, extent.birth)
-    append(extent.checksums + Int(skip), Int(end - from))
+    start(from, extent.home(from), extent.birth)
+    append(extent.checksums + Int(from - extent.first), Int(end - from))
   }
 
   mutating func clear() { length = 0 }
@@ -90,16 +97,17 @@ private struct Draft {
   /// The value to store.
   func encoded() -> UnsafeRawBufferPointer {
     ExtentFormat.encode(to: bytes, address: address, birth: birth, length: length)
-    return UnsafeRawBufferPointer(start: bytes, count: ExtentFormat.size(length))
+    return UnsafeRawBufferPointer(
+      start: bytes, count: ExtentFormat.size(address.isNone ? 0 : length))
   }
 }
 
-/// The extent map of one disk over a tree of kind `.extents`.
+/// The extent map of one disk over a tree of kind `.extents`, or a delta over one of kind `.delta`.
 package struct ExtentMap {
   package let tree: Tree
 
   package init(tree: Tree) {
-    invariant(tree.kind == .extents, "an extent map over another kind of tree")
+    invariant(tree.kind.hasExtents, "an extent map over another kind of tree")
     self.tree = tree
   }
 
@@ -107,34 +115,48 @@ package struct ExtentMap {
 
   /// The run that starts at `block`, of at most `limit` blocks (1 or more).
   package func lookup(_ block: BlockIndex, limit: Int) throws(SpaceWait) -> MapRun {
+    switch try cover(block, limit: limit) {
+    case .gap(let count): return .hole(count: count)
+    case .extent(let extent):
+      let skip = block.raw - extent.first
+      return .mapped(
+        address: extent.address + skip, count: min(limit, Int(extent.length - skip)),
+        birth: extent.birth, checksums: extent.checksums + Int(skip))
+    }
+  }
+
+  /// What there is at a block.
+  enum Cover {
+    /// An extent that covers it, in a delta also a hole extent.
+    case extent(Extent)
+    /// None covers it and the next `count - 1` blocks.
+    case gap(count: Int)
+  }
+
+  @inline(__always)
+  func cover(_ block: BlockIndex, limit: Int) throws(SpaceWait) -> Cover {
     invariant(limit > 0, "a map lookup of no blocks")
     let key = TreeKey(hi: block.raw)
     let depth = try tree.descend(key)
-    if depth == 0 { return .hole(count: limit) }
+    if depth == 0 { return .gap(count: limit) }
     let (leaf, index) = (tree.pathNode(depth - 1), tree.pathIndex(depth - 1))
     if index < 0 {
       // The extent before is in another leaf, and the one behind it is this leaf's first.
       let next = leaf.key(0).hi
-      if let before = try tree.floor(key), let run = Self.run(before, block, limit) { return run }
-      return Self.hole(block, limit, next: next)
+      if let before = try tree.floor(key) {
+        let extent = Extent(before)
+        if extent.end > block.raw { return .extent(extent) }
+      }
+      return Self.gap(block, limit, next: next)
     }
-    if let run = Self.run(leaf.treeEntry(index), block, limit) { return run }
+    let extent = Extent(leaf.treeEntry(index))
+    if extent.end > block.raw { return .extent(extent) }
     let next = index + 1 < leaf.count ? leaf.key(index + 1) : tree.upperBound(depth)
-    return Self.hole(block, limit, next: next?.hi ?? .max)
+    return Self.gap(block, limit, next: next?.hi ?? .max)
   }
 
-  @inline(__always)
-  private static func run(_ entry: TreeEntry, _ block: BlockIndex, _ limit: Int) -> MapRun? {
-    let extent = Extent(entry)
-    guard extent.end > block.raw else { return nil }
-    let skip = block.raw - extent.first
-    return .mapped(
-      address: extent.address + skip, count: min(limit, Int(extent.length - skip)),
-      birth: extent.birth, checksums: extent.checksums + Int(skip))
-  }
-
-  private static func hole(_ block: BlockIndex, _ limit: Int, next: UInt64) -> MapRun {
-    .hole(count: Int(min(UInt64(limit), next - block.raw)))
+  private static func gap(_ block: BlockIndex, _ limit: Int, next: UInt64) -> Cover {
+    .gap(count: Int(min(UInt64(limit), next - block.raw)))
   }
 
   // MARK: Changing
@@ -147,9 +169,28 @@ package struct ExtentMap {
     birth: Instant, released: (BlockAddress, Int, Instant) -> Void
   ) throws(SpaceWait) {
     let count = checksums.count
-    guard let base = checksums.baseAddress, count >= 1, count <= ExtentFormat.maximumLength,
-      first.raw <= BlockIndex.limit - UInt64(count), !address.isNone
+    guard let base = checksums.baseAddress, !address.isNone
     else { invariantBroken("\(count) blocks at block \(first.raw) can't be mapped") }
+    try place(first, count, address, birth, base, released)
+  }
+
+  /// Puts a hole extent over `count` (1...128) blocks, in a delta. `released` as for `assign`; hole
+  /// extents have no address.
+  package func punch(
+    _ first: BlockIndex, count: Int, released: (BlockAddress, Int, Instant) -> Void
+  ) throws(SpaceWait) {
+    invariant(tree.kind == .delta, "a hole extent in a whole map")
+    try place(first, count, .none, 0, nil, released)
+  }
+
+  private func place(
+    _ first: BlockIndex, _ count: Int, _ address: BlockAddress, _ birth: Instant,
+    _ checksums: UnsafePointer<UInt32>?, _ released: (BlockAddress, Int, Instant) -> Void
+  ) throws(SpaceWait) {
+    invariant(
+      count >= 1 && count <= ExtentFormat.maximumLength
+        && first.raw <= BlockIndex.limit - UInt64(count),
+      "\(count) blocks at block \(first.raw) can't be mapped")
     let end = first.raw + UInt64(count)
     _ = try prepare(first.raw, end)
     let areas = drafts(first.raw, end, released)
@@ -162,7 +203,7 @@ package struct ExtentMap {
     } else {
       body.start(first.raw, address, birth)
     }
-    body.append(base, count)
+    body.append(checksums, count)
     let joinsNext = takeNext(&body, &rest, end)
     // Insertions come first: a removal may empty a leaf, and its range falls to another one.
     store(left)
@@ -183,7 +224,8 @@ package struct ExtentMap {
       "a hole beyond the largest disk")
     let end = first.raw + count
     var at = first.raw
-    for _ in 0..<maxLeaves where at < end {
+    for _ in 0..<maxLeaves {
+      if at == end { break }
       let depth = try tree.descend(TreeKey(hi: at))
       if depth == 0 { return BlockIndex(end) }
       let leaf = tree.pathNode(depth - 1)
@@ -218,7 +260,8 @@ package struct ExtentMap {
       let depth = present { () throws(SpaceWait) in try tree.descendToFloor(TreeKey(hi: at)) }
       invariant(depth > 0, "block \(at) is overwritten in place but not mapped")
       let extent = Extent(tree.pathNode(depth - 1).treeEntry(tree.pathIndex(depth - 1)))
-      invariant(extent.end > at, "block \(at) is overwritten in place but not mapped")
+      invariant(
+        extent.end > at && !extent.isHole, "block \(at) is overwritten in place but not mapped")
       let (skip, count) = (Int(at - extent.first), Int(min(end, extent.end) - at))
       let new = UnsafeRawBufferPointer(start: base + Int(at - first.raw), count: 4 * count)
       if memcmp(extent.checksums + skip, new.baseAddress!, new.count) != 0 {
@@ -299,7 +342,7 @@ package struct ExtentMap {
     _ = present { () throws(SpaceWait) in
       try visit(first, end) { extent in
         let (from, to) = (max(first, extent.first), min(end, extent.end))
-        released(extent.address + (from - extent.first), Int(to - from), extent.birth)
+        released(extent.home(from), Int(to - from), extent.birth)
         if extent.first < first { left.copy(extent, from: extent.first, end: first) }
         if extent.end > end { rest.copy(extent, from: end, end: extent.end) }
       }

@@ -6,8 +6,8 @@ extension ExtentMap {
     maxLeaves: Int, released: (BlockAddress, Int, Instant) -> Void
   ) throws(SpaceWait) -> Bool {
     try tree.pruneSome(maxNodes: maxLeaves, abandonDamaged: true) { entry in
-      let p = entry.value.base
-      released(BlockAddress(raw: p.u64(0)), Int(p.u16(16)), p.u64(8))
+      let extent = Extent(entry)
+      if !extent.isHole { released(extent.address, Int(extent.length), extent.birth) }
     }
   }
 }

@@ -81,7 +81,7 @@ package final class Tree {
   /// Nodes of extent maps and dead lists may be another object's: a clone starts from its origin's
   /// map, and what was a disk's becomes its snapshot's.
   @inline(__always)
-  private var nodeOwner: ObjectID? { kind == .extents || kind == .deadList ? nil : owner }
+  private var nodeOwner: ObjectID? { kind.hasExtents || kind == .deadList ? nil : owner }
 
   /// The slot of the root; the tree must not be empty.
   @inline(__always)
