@@ -83,7 +83,7 @@ class Meter:
         if self.perf is not None:
             self.perf.send_signal(signal.SIGINT)
             said = self.perf.communicate(timeout=20)[1]
-            figures["instructions"] = int(said.split(",")[0]) / operations
+            figures["instructions"] = int(re.search(r"^(\d+),", said, re.MULTILINE)[1]) / operations
         return figures
 
 
