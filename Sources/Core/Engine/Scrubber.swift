@@ -85,8 +85,10 @@ extension Engine {
     else { return }
     let disk = pool.disk(object)
     if disk.record == nil {
-      disk.name = try pool.catalog.path(of: record)
-      disk.record = record
+      // As it is now; a hidden snapshot is only as the trees have it.
+      let live = try pool.catalog.record(of: object) ?? record
+      disk.name = try pool.catalog.path(of: live)
+      disk.record = live
     }
     try pool.load(disk.layer)
     disk.connections += 1
