@@ -425,15 +425,18 @@ package final class Engine: BlockEngine {
     // What counted without being durable in the log is moved home first; only then may the old
     // epoch end at it.
     if pool.log.appliedSequence > pool.log.durableSequence {
+      let isHome = pool.root.cutSequence >= pool.log.appliedSequence
       if destager.isIdle || destager.isBeginning {
-        destager.relocateAll = true
-        destager.start()
+        if !isHome {
+          destager.relocateAll = true
+          destager.start()
+        }
       } else if destager.isAwaitingLog {
         fail(
           "the log failed to flush in the midst of a checkpoint; start again: what was acknowledged "
             + "is replayed from the log")
       }
-      if pool.root.cutSequence < pool.log.appliedSequence { return }
+      if !isHome { return }
     }
     if now >= probeAt { openEpoch() }
   }
