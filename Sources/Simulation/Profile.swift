@@ -478,6 +478,7 @@ extension Profile {
     plan.cacheBytes = Int(random.pick(cacheKiB)) * 1024
     plan.durability = durability.draw(&random)
     plan.planted = planted
+    plan.deltaNodes = [0, 1, 64, 64][Int(seed % 4)]
     return plan
   }
 }

@@ -18,6 +18,8 @@ package struct PoolPlan: Sendable {
   /// Of disks that are created without saying so.
   package var durability = Durability.always
   package var planted: PlantedFault?
+  /// Nodes of a delta above which it is folded.
+  package var deltaNodes = 64
 
   package init(seed: UInt64, log: DevicePlan, volumes: [DevicePlan]) {
     self.seed = seed

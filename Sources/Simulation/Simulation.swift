@@ -320,6 +320,6 @@ extension SimulatedPool {
       "\($0.plan.size >> 20)M\($0.plan.isSparseFile ? " sparse" : "")"
     }.joined(separator: ", ")
     return "log \(plan.log.size >> 20)M, volumes \(members), "
-      + "cache \(plan.cacheBytes >> 10)K, durability \(plan.durability)"
+      + "cache \(plan.cacheBytes >> 10)K, durability \(plan.durability), deltas of \(plan.deltaNodes) nodes"
   }
 }

@@ -69,6 +69,7 @@ extension SimulatedSystem {
       configuration.durability = pool.plan.durability
       configuration.requestSlots = 24
       configuration.fault = pool.plan.planted
+      configuration.deltaNodes = pool.plan.deltaNodes
       return Engine(configuration)
     },
     label: { pool, device in

@@ -138,7 +138,7 @@ extension Pool {
     if layer.mustFold { return true }
     switch layer.state {
     case .frozen: return true
-    case .open: return layer.deltaMetadata(of: delta) > 2 * UInt64(configuration.deltaNodes)
+    case .open: return layer.deltaMetadata(of: delta) / 2 > configuration.deltaNodes
     case .final, .abandoned: return false
     }
   }
