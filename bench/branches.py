@@ -166,7 +166,7 @@ def clones(directory, quick):
     size = GIB if quick else 10 * GIB
     count, written, in_all = 10_000, 100 if quick else 1000, 30_000 if quick else 100_000
     noise = random.Random(3)
-    with pool(directory, log="512M" if quick else "4G") as server:
+    with pool(directory, log="512M" if quick else "2G") as server:
         fill_golden(server, "golden", size)
         fill_golden(server, "plain", size)
         server.settle()
@@ -385,7 +385,7 @@ def clone_space(directory, quick):
     noise = random.Random(5)
     shared = [noise.randrange(size // BLOCK) for _ in range(20)]
     boots = [boot_blocks(noise, size, shared) for _ in range(count)]
-    with pool(directory, log="512M" if quick else "4G") as server:
+    with pool(directory, log="512M" if quick else "2G") as server:
         fill_golden(server, "golden", size)
         server.cli("snapshot", "create", "golden@v1")
         before, metadata = used(server), server.status()["space"]["metadata"]
