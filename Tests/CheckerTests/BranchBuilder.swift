@@ -22,6 +22,8 @@ final class BranchBuilder {
     var branch: Instant = 0
     var blocks: [UInt64: Home] = [:]
     var inherits = false
+    /// It inherits, but for what its delta says.
+    var hasDelta = false
     var isDeleted = false
     var isHidden = false
     /// Leaves, by their first block, that are two half ones in this object's map.
@@ -59,6 +61,7 @@ final class BranchBuilder {
   // What a test may change before `build`.
   var changeRecord: [UInt64: (inout ObjectRecord) -> Void] = [:]
   var changeDead: [UInt64: (inout [DeadEntry]) -> Void] = [:]
+  var changeDelta: [UInt64: (inout [PoolBuilder.Entry]) -> Void] = [:]
   var changeEdges: (inout [Edge]) -> Void = { _ in }
   /// Births of nodes and extents as they are written.
   var changeBirth: (UInt64, Instant) -> Instant = { $1 }
@@ -111,7 +114,7 @@ final class BranchBuilder {
   func snapshot(_ disk: UInt64, _ id: UInt64, _ name: String) {
     var taken = objects[disk]!
     (taken.id, taken.kind, taken.name, taken.disk) = (id, .snapshot, name, disk)
-    taken.inherits = false
+    (taken.inherits, taken.hasDelta) = (false, false)
     taken.instant = now
     now += 1
     objects[id] = taken
@@ -138,6 +141,9 @@ final class BranchBuilder {
     objects[id]!.inherits = true
     objects[id]!.split = origin.split
   }
+
+  /// What the branch has changed is kept in a delta.
+  func keepDelta(_ id: UInt64) { objects[id]!.hasDelta = true }
 
   func split(_ id: UInt64, leaf: UInt64) { objects[id]!.split.insert(leaf) }
 
@@ -193,8 +199,9 @@ final class BranchBuilder {
   ) -> (objects: [PoolBuilder.Entry], names: [PoolBuilder.Entry]) {
     root.nextInstant = now + 1
     let ids = objects.keys.sorted { (objects[$0]!.branch, $0) < (objects[$1]!.branch, $1) }
-    for id in ids where !objects[id]!.inherits { map(id) }
-    for id in ids where !objects[id]!.inherits { dead[id] = difference(id) }
+    let whole = ids.filter { !objects[$0]!.inherits && !objects[$0]!.hasDelta }
+    for id in whole { map(id) }
+    for id in whole { dead[id] = difference(id) }
     for merge in merges { apply(merge.snapshot, merge.free, merge.move) }
     for (id, change) in changeDead { change(&dead[id]!) }
     var edges: [Edge] = ids.filter { objects[$0]!.parent != 0 }.map { (objects[$0]!.parent, $0) }
@@ -237,7 +244,7 @@ final class BranchBuilder {
     record.size = 1 << 30
     record.links = object.isDeleted || object.isHidden ? 0 : 1
     record.isHidden = object.isHidden
-    record.inheritsMap = object.inherits
+    record.inheritsMap = object.inherits || object.hasDelta
     record.parent = object.kind == .snapshot ? ObjectID(object.disk) : .root
     record.parentSnapshot = ObjectID(object.parent)
     record.branchInstant = object.branch
@@ -249,6 +256,10 @@ final class BranchBuilder {
       })
     if object.kind == .snapshot { record.group = ObjectID(object.id) }
     guard !object.inherits else { return record }
+    if object.hasDelta {
+      enterDelta(object, &record)
+      return record
+    }
     let map = maps[object.id]!
     record.map = map.root
     record.metadataBlocks = UInt64(2 * map.all.count)
@@ -268,6 +279,34 @@ final class BranchBuilder {
     record.deadList = pool.tree(
       dead[object.id]!.map(encoded), kind: .deadList, owner: ObjectID(object.id), perLeaf: 7)
     return record
+  }
+
+  private func enterDelta(_ object: Object, _ record: inout ObjectRecord) {
+    let before = pool.nodes.count
+    var entries = delta(object)
+    changeDelta[object.id]?(&entries)
+    record.map = pool.tree(
+      entries, kind: .delta, owner: ObjectID(object.id), perLeaf: 4,
+      birth: changeBirth(object.id, object.branch + 1))
+    record.usedBlocks = UInt64(object.blocks.count)
+    record.exclusiveBlocks = UInt64(object.blocks.values.count { $0.birth > object.branch })
+    record.metadataBlocks = UInt64(2 * (pool.nodes.count - before))
+  }
+
+  /// What the object has and its parent has not, and hole extents where it is the other way round.
+  private func delta(_ object: Object) -> [PoolBuilder.Entry] {
+    let parent = objects[object.parent]!.blocks
+    var entries = extents(object.id, object.blocks.filter { parent[$0.key] != $0.value })
+    for block in parent.keys where object.blocks[block] == nil {
+      entries.append((NodeKey(hi: block, lo: 0), Self.hole(1)))
+    }
+    return entries.sorted { $0.key < $1.key }
+  }
+
+  static func hole(_ count: Int) -> [UInt8] {
+    var value = [UInt8](repeating: 0, count: ExtentFormat.headerSize)
+    value[16] = UInt8(count)
+    return value
   }
 
   private func encoded(_ entry: DeadEntry) -> PoolBuilder.Entry {

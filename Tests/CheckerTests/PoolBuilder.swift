@@ -87,9 +87,11 @@ final class PoolBuilder {
 
   /// Writes a tree with the given ascending entries at addresses taken now.
   func tree(
-    _ entries: [Entry], kind: NodeKind, owner: ObjectID, perLeaf: Int = 3
+    _ entries: [Entry], kind: NodeKind, owner: ObjectID, perLeaf: Int = 3, birth: Instant = 1
   ) -> NodePointer {
-    write(entries, at: reserve(entries.count, perLeaf), kind: kind, owner: owner, perLeaf: perLeaf)
+    write(
+      entries, at: reserve(entries.count, perLeaf), kind: kind, owner: owner, perLeaf: perLeaf,
+      birth: birth)
   }
 
   typealias Place = (BlockAddress, BlockAddress)
@@ -106,13 +108,16 @@ final class PoolBuilder {
   }
 
   private func write(
-    _ entries: [Entry], at places: [Place], kind: NodeKind, owner: ObjectID, perLeaf: Int
+    _ entries: [Entry], at places: [Place], kind: NodeKind, owner: ObjectID, perLeaf: Int,
+    birth: Instant = 1
   ) -> NodePointer {
     var places = places[...]
     var level: [(key: NodeKey, pointer: NodePointer)] = []
     for start in stride(from: 0, to: entries.count, by: perLeaf) {
       let part = Array(entries[start..<min(start + perLeaf, entries.count)])
-      level.append((part[0].key, leaf(part, kind: kind, owner: owner, at: places.removeFirst())))
+      let place = places.removeFirst()
+      level.append(
+        (part[0].key, leaf(part, kind: kind, owner: owner, birth: birth, at: place)))
     }
     var height: UInt8 = 0
     while level.count > 1 {
@@ -121,7 +126,11 @@ final class PoolBuilder {
       for start in stride(from: 0, to: level.count, by: 4) {
         let part = Array(level[start..<min(start + 4, level.count)])
         above.append(
-          (part[0].key, interior(part, height, kind: kind, owner: owner, at: places.removeFirst())))
+          (
+            part[0].key,
+            interior(
+              part, height, kind: kind, owner: owner, birth: birth, at: places.removeFirst())
+          ))
       }
       level = above
     }
