@@ -235,7 +235,7 @@ extension Profile {
       $0.crashes = 1...3
     },
     Profile(name: "full-pool") {
-      $0.weight = 15
+      $0.weight = 30
       $0.volumes = 1...2
       $0.volumeMiB = 40...56
       $0.spareVolumes = 1

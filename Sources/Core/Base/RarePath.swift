@@ -28,6 +28,7 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case suspended
   case volumeAdded
   case readAhead
+  case readShared
   case layerDestaged
   case layeredRead
   case snapshotMerged

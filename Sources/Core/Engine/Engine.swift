@@ -39,6 +39,8 @@ package final class Engine: BlockEngine {
   var jobs: [ControlJob] = []
   var nodeLoads: [NodeLoadState?] = []
   var loadEnded = false
+  /// A request waits for what another's read brings into the cache.
+  var readIsAwaited = false
   /// When walks that found no free slot in the cache are tried again.
   private var memoryRetryAt: UInt64 = .max
   var recovery: Recovery?

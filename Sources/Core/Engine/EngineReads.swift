@@ -105,8 +105,10 @@ extension Engine {
             pool.paths.hit(.readAheadAwaited)
             return parked.append(slot, &requests)
           }
-          guard try readMapped(slot, disk, map, BlockIndex(block), limit: Int(n), target) else {
-            return readRetries.append(slot, &requests)
+          switch try readMapped(slot, disk, map, BlockIndex(block), limit: Int(n), target) {
+          case .begun: break
+          case .noPart: return readRetries.append(slot, &requests)
+          case .awaited: return parked.append(slot, &requests)
           }
         }
       } catch {
@@ -185,11 +187,20 @@ extension Engine {
     return true
   }
 
+  private enum MapRead {
+    case begun
+    /// There is no part for it.
+    case noPart
+    /// Another read brings the block into the cache: looked for again when that one has ended. So
+    /// clones that boot together read their golden image once (R9).
+    case awaited
+  }
+
   /// Reads a run of blocks that nothing is logged for: hole, cache or home.
   private func readMapped(
     _ slot: Int32, _ disk: VirtualDisk, _ map: DiskMap, _ block: BlockIndex, limit: Int,
     _ target: UnsafeMutableRawPointer
-  ) throws(SpaceWait) -> Bool {
+  ) throws(SpaceWait) -> MapRead {
     switch try map.lookup(block, limit: limit) {
     case .hole(let count):
       target.initializeMemory(as: UInt8.self, repeating: 0, count: count * blockSize)
@@ -207,9 +218,15 @@ extension Engine {
       }
       if n > 0 {
         requests[slot].resolved += UInt32(n)
-        return true
+        return .begun
       }
-      guard let part = parts.take() else { return false }
+      if useCache, requests[slot].retries == 0, parts.isReading(address) {
+        pool.paths.hit(.readShared)
+        readIsAwaited = true
+        return .awaited
+      }
+      guard let part = parts.take() else { return .noPart }
+      if useCache { parts.enterHomes(part) }
       if requests[slot].stream >= 0 { disk.streams[Int(requests[slot].stream)].missed = true }
       let sums = parts.checksums(part)
       sums[0] = checksums[0]
@@ -224,7 +241,7 @@ extension Engine {
       }
       issue(part, slot, count: n, location: address.raw, isLog: false, target)
     }
-    return true
+    return .begun
   }
 
   /// The cache's key holds the checksum, so that no entry for old content is hit (R9).
@@ -276,6 +293,10 @@ extension Engine {
       }
     }
     parts.give(index)
+    if readIsAwaited {
+      readIsAwaited = false
+      loadEnded = true
+    }
     requests[slot].outstanding -= 1
     if requests[slot].outstanding == 0,
       UInt64(requests[slot].resolved) == UInt64(requests[slot].blockCount)

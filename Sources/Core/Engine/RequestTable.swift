@@ -167,6 +167,8 @@ struct ReadPart {
   var isLog = false
   /// Of the cache, when it was issued.
   var overwrites: UInt64 = 0
+  /// Its place among the reads of homes under way, or -1.
+  var homeIndex: Int32 = -1
   var next: Int32 = -1
 }
 
@@ -174,9 +176,13 @@ struct ReadPartTable: ~Copyable {
   private let parts: UnsafeMutablePointer<ReadPart>
   private let sums: UnsafeMutablePointer<UInt32>
   private var firstFree: Int32 = 0
+  /// Parts that read homes and will keep them in the cache, in no order.
+  private let homes: UnsafeMutablePointer<Int32>
+  private var homeCount = 0
 
   init(capacity: Int) {
     parts = .allocate(capacity: capacity)
+    homes = .allocate(capacity: capacity)
     sums = .allocate(capacity: capacity * ReadPart.maximumBlocks)
     sums.initialize(repeating: 0, count: capacity * ReadPart.maximumBlocks)
     for i in 0..<capacity {
@@ -189,6 +195,32 @@ struct ReadPartTable: ~Copyable {
   deinit {
     parts.deallocate()
     sums.deallocate()
+    homes.deallocate()
+  }
+
+  /// Whether the home block is on its way into the cache.
+  func isReading(_ address: BlockAddress) -> Bool {
+    for h in 0..<homeCount {
+      let part = parts + Int(homes[h])
+      if address.raw &- part.pointee.location < UInt64(part.pointee.count) { return true }
+    }
+    return false
+  }
+
+  /// The part reads homes, for the cache.
+  mutating func enterHomes(_ i: Int32) {
+    parts[Int(i)].homeIndex = Int32(homeCount)
+    homes[homeCount] = i
+    homeCount += 1
+  }
+
+  private mutating func leaveHomes(_ i: Int32) {
+    let place = parts[Int(i)].homeIndex
+    guard place >= 0 else { return }
+    homeCount -= 1
+    homes[Int(place)] = homes[homeCount]
+    parts[Int(homes[Int(place)])].homeIndex = place
+    parts[Int(i)].homeIndex = -1
   }
 
   subscript(_ i: Int32) -> ReadPart {
@@ -209,6 +241,7 @@ struct ReadPartTable: ~Copyable {
   }
 
   mutating func give(_ i: Int32) {
+    leaveHomes(i)
     parts[Int(i)].slot = -1
     parts[Int(i)].next = firstFree
     firstFree = i
