@@ -99,7 +99,8 @@ struct DeltaCheck {
   private func born(_ what: String, _ birth: Instant, _ parent: ObjectRecord?) {
     if let parent, birth <= parent.instant {
       findings.complain(
-        "the delta of object \(id.raw) holds \(what), born at \(birth), which is not after its branch")
+        "the delta of object \(id.raw) holds \(what), born at \(birth), which is not after its branch"
+      )
     }
     if birth > check.members.root.nextInstant {
       findings.complain("the delta of object \(id.raw) holds \(what), born in the future")

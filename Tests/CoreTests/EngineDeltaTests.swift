@@ -50,7 +50,9 @@ private final class GoldenPool {
   }
 
   func exclusiveOfSnapshot() -> UInt64 {
-    guard case .snapshots(let list, _) = pool.control(.listSnapshots(disk: "golden", cursor: nil, limit: 9))
+    guard
+      case .snapshots(let list, _) = pool.control(
+        .listSnapshots(disk: "golden", cursor: nil, limit: 9))
     else { return 0 }
     return (list.first?.exclusive ?? 0) >> 12
   }
