@@ -16,6 +16,8 @@ struct Administrator {
   var diff: DiffCheck?
   /// No client lets go of it before the reply, which hangs on that.
   var keepsOpen: ModelDisk?
+  /// No client opens it before the reply.
+  var keepsClosed: ModelDisk?
 }
 
 /// A control request in flight.
@@ -153,6 +155,7 @@ extension Simulation {
       if !catalog.snapshots(of: disk).isEmpty {
         return administer(request, .refused([.hasSnapshots]))
       }
+      administrator.keepsClosed = disk
       change(disk, .delete, request)
     case .forceDelete:
       guard catalog.present.count > 1 else { return }
@@ -331,7 +334,7 @@ extension Simulation {
     default: break
     }
     administrator.isWaiting = false
-    administrator.keepsOpen = nil
+    (administrator.keepsOpen, administrator.keepsClosed) = (nil, nil)
     if firstDisksLeft > 0 { scheduleAdministrator(after: 0) }
     if case .failed(let error) = reply { return try administratorFailed(call, error) }
     try administratorSucceeded(call, reply)

@@ -56,7 +56,9 @@ extension Simulation {
     if !snapshots.isEmpty && workRandom.oneIn(4) { disks = snapshots }
     guard !disks.isEmpty else { return schedule(i, after: 2_000_000) }
     let disk = workRandom.pick(disks)
-    if disk.isRenamed(since: .max) { return schedule(i, after: 200_000) }
+    if disk.isRenamed(since: .max) || administrator.keepsClosed === disk {
+      return schedule(i, after: 200_000)
+    }
     clients[i].state = .opening
     clients[i].disk = disk
     call(.open(name: disk.fullName), .openClient(i))

@@ -73,7 +73,7 @@ extension Simulation {
     administrator.isScheduled = false
     administrator.holdsDestage = false
     administrator.diff = nil
-    administrator.keepsOpen = nil
+    (administrator.keepsOpen, administrator.keepsClosed) = (nil, nil)
     for i in clients.indices {
       clients[i].state = .closed
       clients[i].disk = nil

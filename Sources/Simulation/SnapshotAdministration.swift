@@ -25,6 +25,7 @@ extension Simulation {
       let request = ControlRequest.deleteSnapshot(snapshot.snapshotName)
       if snapshot.isHeld { return administer(request, .refused([.isHeld])) }
       if isConnected(snapshot) { return refuseInUse(snapshot, request) }
+      administrator.keepsClosed = snapshot
       change(snapshot, .delete, request)
     case .renameSnapshot:
       guard let new = freeSnapshotName(snapshot.disk!) else { return }
@@ -131,6 +132,7 @@ extension Simulation {
     let isForced = adminRandom.oneIn(2)
     let request = ControlRequest.rollback(snapshot.snapshotName, force: isForced)
     if !isForced && isConnected(disk) { return refuseInUse(disk, request) }
+    if !isForced { administrator.keepsClosed = disk }
     disk.beginRollback(to: snapshot, open: requests.openVersions(of: disk), table)
     change(disk, .rollback(to: snapshot), request)
   }
