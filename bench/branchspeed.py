@@ -108,7 +108,7 @@ def run_once(server, name, kind, size, operations, seed):
 def compare(server, branch, plain, kind, size, quick):
     """Alternating pairs of runs: ratios branch/plain with their 95% intervals. `branch` and `plain`
     give the name of the disk for a pair."""
-    pairs, operations = (4, 20_000) if quick else (12, 100_000)
+    pairs, operations = (4, 20_000) if quick else (10, 40_000)
     names = {"branch": branch, "plain": plain}
     runs = []
 
