@@ -427,7 +427,8 @@ class Boot(Stream):
         super().__init__(server, name, [
             (operation["op"], operation["offset"],
              data[:operation["length"]] if operation["op"] == "w" else operation["length"],
-             start + operation["at_ms"] / 1000) for operation in boot], depth=32)
+             start + operation["at_ms"] / 1000)
+            for operation in boot if operation["op"] in "rw"], depth=32)
         self.written = {operation["offset"] // MIB for operation in boot
                         if operation["op"] == "w"}
         self.image = image
@@ -438,8 +439,9 @@ class Boot(Stream):
         if self.read % 16 != 0 or offset // MIB in self.written:
             return
         place = offset % MIB
-        wanted = self.image[place:place + BLOCK]
-        if buffer.to_bytearray()[:len(wanted)] != wanted:
+        found = buffer.to_bytearray()[:BLOCK]
+        wanted = self.image[place:place + len(found)]
+        if found[:len(wanted)] != wanted:
             self.failure = f"what the boot read at {offset} is wrong"
 
 
