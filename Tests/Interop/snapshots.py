@@ -40,6 +40,15 @@ class SnapshotPool(Pool):
             self.api().call("PUT", "/v1/destage", {"held": True})
         return seconds
 
+    def check_throughout(self, check):
+        """Now, after kill -9 and a restart, and when all is home."""
+        check()
+        self.kill()
+        self.start()
+        check()
+        self.cli("flush")
+        check()
+
     def api(self):
         return API(self.directory / "api.sock")
 
@@ -168,12 +177,7 @@ def _(_, pool):
         pool.look("gold@v1", "read -P 1 0 16M")
         pool.look("gold", "read -P 9 0 16M")
 
-    check()
-    pool.kill()
-    pool.start()
-    check()
-    pool.cli("flush")
-    check()
+    pool.check_throughout(check)
 
 
 @test("a batch of 50 clones is whole, takes no space of its own, and each is a disk")
@@ -283,12 +287,7 @@ def _(_, pool):
                   "read -P 0 10M 6M")
         expect(sorted(pool.snapshots()) == [f"disk@s{n}" for n in (1, 2, 3, 4)], pool.snapshots())
 
-    check()
-    pool.kill()
-    pool.start()
-    check()
-    pool.cli("flush")
-    check()
+    pool.check_throughout(check)
 
 
 @test("a rollback under a client is refused unless forced, and then it sees the new content")
@@ -575,12 +574,7 @@ def _(_, pool):
         found = merged((e["start"], e["start"] + e["length"]) for e in entries if not e["data"])
         expect(found == now, f"QEMU finds {found}, not {now}")
 
-    check()
-    pool.kill()
-    pool.start()
-    check()
-    pool.cli("flush")
-    check()
+    pool.check_throughout(check)
     for words in (["disk@two", "disk@one"], ["disk@none"], ["disk@one", "disk@none"],
                   ["none@one"], ["disk@one", "none"]):
         pool.refuse("snapshot", "diff", *words)

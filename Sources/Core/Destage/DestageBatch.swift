@@ -38,7 +38,6 @@ final class DestageBatch {
   var issued = 0
   let staging: AlignedMemory
   let memory: AlignedMemory
-  private(set) var stagingBlocks: [Int] = []
 
   init() {
     staging = AlignedMemory(bytes: Self.capacity * blockSize)

@@ -9,10 +9,9 @@
 // A cycle has a cut C, the last frame that counted when it began. It applies exactly the records
 // at or before C (R17): first the structural ones, in order; then it destages the layers that marks
 // at or before C have ended, in the order of the marks, each of which makes its snapshot final (R12);
-// then it sweeps the log index once in
-// key order and moves every entry whose sequence is <= C. An entry with a later sequence has
-// replaced what was there: it is left for the next cycle (absorbed), which is right because it is
-// durable before the root is written (`logDurable`) and will be replayed.
+// then it sweeps the log index once in key order and moves every entry whose sequence is <= C. An
+// entry with a later sequence has replaced what was there: it is left for the next cycle (absorbed),
+// which is right because it is durable before the root is written (`logDurable`) and will be replayed.
 //
 // Entries leave the index when the map in memory names their home; the log keeps their frames
 // until the root is durable (R18). A block owned alone is overwritten in place; its log record is

@@ -91,9 +91,6 @@ package final class Catalog {
   }
 
   package var pendingCount: Int { pending.count }
-  package func hasPending(upTo cut: FrameSequence) -> Bool {
-    pending.first().map { $0.sequence <= cut } ?? false
-  }
 
   /// Whether the trees do not have the structural records of this frame yet.
   package func isPending(_ sequence: FrameSequence) -> Bool {

@@ -21,12 +21,9 @@ extension Catalog {
     if parent.raw != 0 { _ = try names.remove(edge(parent, child)) }
   }
 
-  /// The first child of a snapshot behind `after`, as the trees have it.
-  package func child(
-    of snapshot: ObjectID, after: ObjectID = ObjectID(0)
-  ) throws(SpaceWait) -> ObjectID? {
-    guard let item = try names.ceiling(edge(snapshot, ObjectID(after.raw + 1))),
-      item.key.hi == snapshot.raw
+  /// The first child of a snapshot, as the trees have it: the only one, where there is one.
+  package func child(of snapshot: ObjectID) throws(SpaceWait) -> ObjectID? {
+    guard let item = try names.ceiling(edge(snapshot, ObjectID(0))), item.key.hi == snapshot.raw
     else { return nil }
     return ObjectID(item.key.lo)
   }
@@ -51,8 +48,7 @@ extension Catalog {
     record.setTimes(made.created)
     record.group = made.group
     (record.parent, record.name, record.comment) = (disk, made.name, [])
-    record.children = 1
-    record.dependents = 0
+    (record.links, record.children, record.dependents) = (1, 1, 0)
     record.isHeld = false
     record.origin = ObjectID(0)
     try replaceEdge(of: head.parentSnapshot, disk, by: snapshot)

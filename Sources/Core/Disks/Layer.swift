@@ -34,8 +34,6 @@ package final class Layer {
   /// snapshot's when the cycle applies it.
   package var object: ObjectID
   package var state = State.open
-  /// The frame that ended it.
-  package var mark = FrameSequence.max
   /// The snapshot that it starts from and the frame that made it start there; nil where its
   /// object's record, or its base, says it.
   package var branch: (snapshot: ObjectID, sequence: FrameSequence)?

@@ -314,7 +314,7 @@ package final class Engine: BlockEngine {
     pool.catalog.take(record, sequence: sequence)
     if pool.fault == .markOutOfOrder, let late = lateMark {
       lateMark = nil
-      freeze(pool.disk(late.disk), as: late.snapshot, sequence)
+      freeze(pool.disk(late.disk), as: late.snapshot)
     }
     switch record {
     case .remove(let object, let kind, _, let snapshots, _, _):
@@ -349,7 +349,7 @@ package final class Engine: BlockEngine {
       if pool.fault == .markOutOfOrder {
         lateMark = (snapshot, disk)
       } else {
-        freeze(pool.disk(disk), as: snapshot, sequence)
+        freeze(pool.disk(disk), as: snapshot)
       }
     case .rollback(let object, let snapshot, _, let size, _):
       rollBack(pool.disk(object), to: snapshot, size: size, sequence)
@@ -375,10 +375,9 @@ package final class Engine: BlockEngine {
   }
 
   /// A mark: the disk's layer is the snapshot's from here on, and the disk has an empty one over it.
-  private func freeze(_ disk: VirtualDisk, as snapshot: ObjectID, _ sequence: FrameSequence) {
+  private func freeze(_ disk: VirtualDisk, as snapshot: ObjectID) {
     let frozen = disk.layer
     frozen.state = .frozen
-    frozen.mark = sequence
     pool.frozen.append(frozen)
     _ = pool.disks.add(snapshot, layer: frozen)
     let layer = pool.layers.add(disk.object)
@@ -395,7 +394,6 @@ package final class Engine: BlockEngine {
     let former = disk.layer
     pool.dropLogged(former)
     former.state = .abandoned
-    former.mark = sequence
     pool.frozen.append(former)
     disk.layer = pool.layers.add(disk.object)
     disk.layer.branch = (snapshot, sequence)

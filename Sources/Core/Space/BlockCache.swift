@@ -5,8 +5,8 @@ import Glibc
 // An entry is keyed by (address, CRC32C) (R9): disks that share a block share its entry. That alone
 // does not keep old content from being hit: a block that ends with a CRC32C of what is before it,
 // as ext4's superblock and directories do, has the same one whatever it holds. So an entry goes
-// when a map takes new content at its address (`overwritten`). A block read as data and the same block read as a node are
-// different entries, for only the latter has been verified as a node.
+// when a map takes new content at its address (`overwritten`). A block read as data and the same
+// block read as a node are different entries, for only the latter has been verified as a node.
 //
 //                insert            markValid            makeDirty
 //        free ────────────▶ loading ────────▶ valid ────────────────▶ dirty
