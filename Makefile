@@ -32,6 +32,7 @@ test:
 bench:
 	@scripts/install-packages.sh bench
 	$(SWIFT) build $(SWIFT_FLAGS) --product sluice
+	$(SWIFT) build $(SWIFT_FLAGS) --product sluice-null
 	@QUICK=$(QUICK) $(PYTHON) bench/bench.py
 
 # As many simulated histories as one wants; a failing one prints the command that replays it.

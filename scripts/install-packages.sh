@@ -8,6 +8,7 @@ set -eu
 
 build="gcc g++ libc6-dev git ca-certificates liburing-dev libisal-dev"
 clients="python3 python3-libnbd qemu-utils nbdkit libnbd-bin fio e2fsprogs util-linux procps"
+profilers="valgrind"
 peers="xfsprogs btrfs-progs"
 guests="qemu-system-x86 debootstrap debian-archive-keyring busybox-static lz4 xz-utils zstd kmod"
 
@@ -15,7 +16,7 @@ wanted=""
 for purpose in "$@"; do
   case "$purpose" in
     build) wanted="$wanted $build" ;;
-    test) wanted="$wanted $build $clients $guests" ;;
+    test) wanted="$wanted $build $clients $guests $profilers" ;;
     bench) wanted="$wanted $build $clients $peers" ;;
     *)
       echo "install-packages: “$purpose” is unknown; say build, test or bench" >&2

@@ -24,8 +24,10 @@ LOGS = ROOT / "var" / "test-logs"
 SWIFT = shlex.split(os.environ.get("SWIFT", "swift"))
 # As in the Makefile: with the same flags the tests use the objects of `make build`.
 RELEASE = ["-c", "release"]
-# Optimised, and yet with `@testable`: other objects than the product's, so a folder of their own.
-TESTABLE = ["-Xswiftc", "-enable-testing", "--scratch-path", ".build-test"]
+# Optimised, and yet with `@testable` and the check of exclusive access that the product does
+# without: other objects than the product's, so a folder of their own.
+TESTABLE = ["-Xswiftc", "-enable-testing", "-Xswiftc", "-enforce-exclusivity=checked",
+            "--scratch-path", ".build-test"]
 # Seeds of the simulation.
 SEEDS = os.environ.get("SLUICE_TEST_SEEDS", "300")
 
@@ -140,9 +142,10 @@ def stages():
         Stage("format", [SWIFT + ["format", "lint", "--strict", "--recursive",
                                   "Package.swift", "Sources", "Tests"]], quiet=True),
         Stage("build", [SWIFT + ["build", *RELEASE, "--product", product]
-                        for product in ("sluice", "sluice-sim")], quiet=True),
+                        for product in ("sluice", "sluice-sim", "sluice-cost", "sluice-null")], quiet=True),
         Stage("unit", [SWIFT + ["test", *RELEASE, *TESTABLE]],
               count=count_swift, quiet=True),
+        Stage("budget", [[python, "Tests/Budget/run.py"]], count=count_summary),
         Stage("simulation", [[".build/release/sluice-sim", "run", "--seeds", f"1..{SEEDS}"]],
               count=count_seeds),
         Stage("planted", [[".build/release/sluice-sim", "planted"]], count=count_planted),
