@@ -16,11 +16,12 @@ SECTOR = 512
 
 
 def machine_seconds():
-    """Processor seconds of all cores that were not idle, nor stolen by the hypervisor."""
+    """Processor seconds of all cores that were not idle, and those of them that the hypervisor
+    stole: these are in every process's time as well, the client's included."""
     fields = [int(word) for word in
               pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    user, nice, system, _, _, irq, softirq = fields[:7]
-    return (user + nice + system + irq + softirq) / TICK
+    user, nice, system, _, _, irq, softirq, steal = fields[:8]
+    return (user + nice + system + irq + softirq + steal) / TICK, steal / TICK
 
 
 def client_seconds():
@@ -50,7 +51,8 @@ class Meter:
 
     def read(self):
         read, written = self.server.device_bytes()
-        now = {"machine": machine_seconds(), "client": client_seconds(),
+        machine, stolen = machine_seconds()
+        now = {"machine": machine, "stolen": stolen, "client": client_seconds(),
                "own": self.server.processor_seconds(), "read": read, "written": written}
         if self.device is not None:
             fields = [int(word) for word in self.device.read_text().split()]
@@ -70,6 +72,7 @@ class Meter:
         cost = {
             "cpu_us": round((spent["machine"] - spent["client"]) / count * 1e6, 2),
             "own_us": round(spent["own"] / count * 1e6, 2),
+            "stolen_percent": round(100 * spent["stolen"] / max(spent["machine"], 0.01), 1),
             "client_us": round(spent["client"] / count * 1e6, 2),
             "written_ratio": round(spent["written"] / size, 3),
             "moved_ratio": round((spent["written"] + spent["read"]) / size, 3),
