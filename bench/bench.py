@@ -8,7 +8,8 @@ or space.
 Each list may be "all" or "none". QUICK=1 in the environment makes everything small, for a first
 look. Only ratios from one run count: the load generator shares the machine's cores, and disks are
 noisy. Results go to bench/results/*.json; --report makes docs/performance.md's table and plots of
-them. The exit status is 1 when a point does not hold, not when a goal is missed.
+them. The exit status is 1 when something could not be measured or a point does not
+hold, not when a goal is missed.
 """
 
 import argparse
@@ -82,7 +83,7 @@ def machine():
 
 def compare(directory, rows, names, rounds):
     """Every row on every side, one after the other; [{row's figures and goals}], peak memory."""
-    results, memory = [], {}
+    results, memory, errors = [], {}, []
     # A stage is what runs on the same servers. Write amplification wants the space of all others.
     stages = dict.fromkeys((row.device, row.kind == "amplification") for row in rows)
     for device, alone in stages:
@@ -92,7 +93,7 @@ def compare(directory, rows, names, rounds):
         try:
             stage = measure.Stage(directory, members, names, SIZES, devices)
             try:
-                series = measure_rounds(stage, members, names, 1 if alone else rounds)
+                series = measure_rounds(stage, members, names, 1 if alone else rounds, errors)
                 for name, peak in stage.peaks().items():
                     memory[name] = max(memory.get(name, 0), peak)
             finally:
@@ -100,23 +101,28 @@ def compare(directory, rows, names, rounds):
         finally:
             devices.close()
         results += [result_of(row, series[row.name]) for row in members]
-    return results, memory
+    return results, memory, errors
 
 
-def measure_rounds(stage, rows, names, rounds):
+def measure_rounds(stage, rows, names, rounds, errors):
     series = {row.name: {} for row in rows}
     for turn in range(rounds):
         for row in rows:
             sides = [(label, side) for label, side in row.sides.items() if side.server in names]
             for label, side in sides if turn % 2 == 0 else reversed(sides):
-                figures = stage.measure(row, side)
+                try:
+                    figures = stage.measure(row, side)
+                except Exception as error:  # noqa: BLE001  # the others' figures are still good
+                    errors.append(f"{row.name}, {label}: {str(error)[:2000]}")
+                    print(f"  FAILED {errors[-1]}", flush=True)
+                    continue
                 series[row.name].setdefault(label, []).append(figures)
             show_round(row, series[row.name], turn)
     return series
 
 
 def show_round(row, by_label, turn):
-    texts = [f"{label} {report.number(series[turn]['value'])}"
+    texts = [f"{label} {report.number(series[-1]['value'])}"
              for label, series in by_label.items()]
     print(f"  round {turn + 1}  {row.title}: {', '.join(texts)} {report.UNITS[row.unit]}",
           flush=True)
@@ -144,13 +150,19 @@ def run_points(directory, names):
     return results
 
 
-def run_growth(directory, names):
+def run_growth(directory, names, memory, errors):
     results = {}
     for name in names:
         print(f"growth {name}: {growth.ALL[name].__doc__.splitlines()[0]}", flush=True)
-        results[name] = growth.ALL[name](directory, QUICK)
+        try:
+            results[name] = growth.ALL[name](directory, QUICK)
+        except Exception as error:  # noqa: BLE001  # the others' figures are still good
+            errors.append(f"{name}: {str(error)[:2000]}")
+            print(f"  FAILED {errors[-1]}", flush=True)
+            continue
         for line in report.growth_lines(results[name]):
             print(f"  {line}", flush=True)
+        memory[f"sluice, growth: {name}"] = results[name]["peak"]
     return results
 
 
@@ -177,9 +189,9 @@ def main():
     began = time.monotonic()
     directory = pathlib.Path(tempfile.mkdtemp(prefix="b", dir=parent))
     try:
-        if rows:
-            result["rows"], result["peak_memory"] = compare(directory, rows, names, wanted.rounds)
-        result["growth"] = run_growth(directory, growth_names)
+        result["rows"], memory, errors = compare(directory, rows, names, wanted.rounds)
+        result["growth"] = run_growth(directory, growth_names, memory, errors)
+        result["peak_memory"], result["errors"] = memory, errors
         result["points"] = run_points(directory, point_names)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -189,7 +201,10 @@ def main():
     if wanted.report:
         report.write(result, ROOT / "docs")
     print(f"\nwritten: {path.relative_to(ROOT)}, after {result['seconds']} s")
-    return 0 if all(point["holds"] for point in result["points"].values()) else 1
+    for error in result["errors"]:
+        print(f"FAILED {error}")
+    holds = all(point["holds"] for point in result["points"].values())
+    return 0 if holds and not result["errors"] else 1
 
 
 if __name__ == "__main__":

@@ -54,10 +54,9 @@ def judge(goal, medians):
     """What came out: {text, figure, bar, sign, met}; `met` is None when it can't be said."""
     if goal.kind == "either":
         parts = [judge(part, medians) for part in goal.either]
-        said = [part for part in parts if part["met"] is not None]
-        if not said:
-            return parts[0]
-        chosen = next((part for part in said if part["met"]), said[0])
+        # One that is met is enough; that none is can only be said when all were measured.
+        chosen = next((part for part in parts if part["met"]), None) or next(
+            (part for part in parts if part["met"] is None), parts[0])
         return {**chosen, "text": " or ".join(part["text"] for part in parts)}
     text = describe(goal)
     outcome = {"text": text, "kind": goal.kind, "key": goal.key, "of": goal.of, "sign": goal.sign,
@@ -85,7 +84,8 @@ def describe(goal):
         "cpu_us": "CPU ", "moved_ratio": "bytes ", "device_ios": "device I/Os ",
         "written_ratio": "bytes written "}.get(goal.key, f"{goal.key} ")
     if goal.kind == "ratio":
-        return f"{name}{sign} {goal.bar:g} × {goal.than[0]}"
+        than = "the best peer's" if goal.than == ("peers",) else goal.than[0]
+        return f"{name}{sign} {than}" if goal.bar == 1 else f"{name}{sign} {goal.bar:g} × {than}"
     if goal.kind == "added":
         return f"{sign} {' + '.join(goal.than)} + {goal.bar:g} µs"
     return f"{name}{sign} {goal.bar:g}"

@@ -22,7 +22,7 @@ class Stage:
     """The servers of one class of devices, with the data that the rows expect; all stopped."""
 
     def __init__(self, directory, rows, names, sizes, devices=servers.LOCAL):
-        self.sizes, self.directory = sizes, directory
+        self.sizes, self.directory = devices.sizes or sizes, directory
         self.devices = devices
         self.running = {}
         self.serial = 0
@@ -57,9 +57,11 @@ class Stage:
         """One run of one side; its figures."""
         server = self.running[side.server]
         server.thaw()
+        self.devices.emulate(True)
         try:
             return KINDS[row.kind](self, server, row, side)
         finally:
+            self.devices.emulate(False)
             server.freeze()
 
     def jobs(self, server, side):

@@ -61,7 +61,7 @@ class Sizes:
 
 
 GIB, MIB = 1 << 30, 1 << 20
-FULL = Sizes(GIB, 128 * MIB, 48 * MIB, 4, 16, 15_000, 16 * GIB, "1G", "10G")
+FULL = Sizes(GIB, 128 * MIB, 48 * MIB, 3, 12, 15_000, 16 * GIB, "1G", "10G")
 QUICK = Sizes(256 * MIB, 16 * MIB, 48 * MIB, 1.5, 5, 2_000, 512 * MIB, "256M", "1G")
 
 BLENDER = tuple(range(1, 17))

@@ -27,10 +27,15 @@ TICK = os.sysconf("SC_CLK_TCK")
 class LocalDevices:
     """The device class "local": files in the bench's own directory, on this machine's disk.
 
-    Another class of devices (emulated ones, say) is another object with these two functions.
+    Another class of devices (emulated ones, say) is another object with these functions;
+    `measure.DEVICES` has what makes each.
     """
 
-    name = "local"
+    # Of its rows, when they are to be other ones than those of the run (`rows.Sizes`).
+    sizes = None
+
+    def emulate(self, on):
+        """Devices are as slow as they are to be from now on; not while data is prepared."""
 
     def path(self, directory, file):
         """Where a server whose directory this is keeps its image or member `file`."""
@@ -150,8 +155,10 @@ class Sluice(Server):
     def start(self):
         self.create()
         self.serve()
+        api = API(self.directory / "api.sock")
         for disk in range(self.disks):
-            self.cli("disk", "create", f"disk{disk}", "--size", str(self.disk_size))
+            api.call("POST", "/v1/disks", {"name": f"disk{disk}", "size": self.disk_size})
+        api.close()
 
     def create(self):
         self.cli("pool", "create", self.directory, "--log",
