@@ -47,7 +47,8 @@ def options():
                         help="rows of the table, or none")
     parser.add_argument("--servers", default=QUICK_SERVERS if QUICK else "all")
     parser.add_argument("--growth", default="all", help="parts of the cost as work grows, or none")
-    parser.add_argument("--points", default="none", help="timed points, all or none")
+    parser.add_argument("--points", default="with-peers",
+                        help="timed points; the default is those beside peers")
     parser.add_argument("--rounds", type=int, default=1 if QUICK else 3)
     parser.add_argument("--report", action="store_true",
                         help="write the table and the plots of docs/performance.md")
@@ -62,6 +63,12 @@ def chosen(text, known):
         if name not in known:
             sys.exit(f"“{name}” is unknown; there are {', '.join(known)}")
     return wanted
+
+
+def chosen_points(text):
+    if text == "with-peers":
+        return list(points.QUICK_WITH_PEERS if QUICK else points.WITH_PEERS)
+    return chosen(text, points.ALL)
 
 
 def chosen_rows(text):
@@ -182,7 +189,7 @@ def main():
     names = [name for name in chosen(wanted.servers, servers.ALL) if servers.exist(name)]
     rows = chosen_rows(wanted.rows)
     growth_names = chosen(wanted.growth, growth.ALL)
-    point_names = chosen(wanted.points, points.ALL)
+    point_names = chosen_points(wanted.points)
     parent = ROOT / "bench/tmp"
     parent.mkdir(exist_ok=True)
     result = {"machine": machine(), "quick": QUICK, "rounds": wanted.rounds}

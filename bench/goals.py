@@ -89,3 +89,10 @@ def describe(goal):
     if goal.kind == "added":
         return f"{sign} {' + '.join(goal.than)} + {goal.bar:g} µs"
     return f"{name}{sign} {goal.bar:g}"
+
+
+def outcome(text, figure, sign, bar):
+    """A goal of a point that compares by itself, for the table of goals."""
+    met = figure >= bar if sign == ">=" else figure <= bar
+    return {"text": text, "kind": "point", "key": "value", "of": "sluice", "sign": sign,
+            "bar": bar, "than": "", "figure": figure, "against": None, "met": met}

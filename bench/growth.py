@@ -7,6 +7,7 @@ them the simple one, `keys` what is printed of each, `drawn` what is plotted.
 
 import os
 import shutil
+import statistics
 
 import loads
 import servers
@@ -36,13 +37,17 @@ def pick(figures, prefix, *keys):
     return {f"{prefix}_{key}": figures[key] for key in keys}
 
 
+def medians(series):
+    return {key: statistics.median(figures[key] for figures in series) for key in series[0]}
+
+
 # Disks
 
 
 def more_disks(directory, quick):
     """The same load on 1, 16, 256 and 1,000 disks."""
     counts = (1, 16, 256) if quick else (1, 16, 256, 1000)
-    seconds, in_all = (1.5, 256 * MIB) if quick else (5, GIB)
+    seconds, in_all = (1, 256 * MIB) if quick else (5, GIB)
     server = servers.Sluice(directory, max(counts), GIB, log="1G" if quick else "10G")
     null = servers.SluiceNull(directory, 0, 0) if servers.exist("sluice-null") else None
     cases = []
@@ -107,10 +112,10 @@ def pool_loads(server, targets, region, stride, seconds):
 
 def larger_pool(directory, quick):
     """A pool of 1 TiB with little in it, and one of 1 PiB whose map is many times the cache."""
-    stride, disks, seconds = 64 * KIB, 64, 2 if quick else 6
+    stride, disks, seconds = 64 * KIB, 64, 1 if quick else 6
     cache = "1M" if quick else "16M"
     room = shutil.disk_usage(directory).free - 14 * GIB
-    wanted = 200_000 if quick else 10_000_000
+    wanted = 128_000 if quick else 10_000_000
     # Each extent is a block of its own, and its map entry is written twice.
     extents = max(min(wanted, room // (4 * KIB + 128)), 64_000)
     each = extents // disks
@@ -176,33 +181,36 @@ def fill_to(server, disks, size, goal):
             [*WRITE, "--iodepth=4", f"--size={size}", f"--io_size={max(share, 64 * KIB)}"])
 
 
+def logged_loads(server, targets, home, size, at_rest, log, seconds):
+    """Writes, reads of blocks that are in the log, and reads of blocks at home."""
+    # So few that the log's fill stays what it is.
+    writes = run(server, targets, [*WRITE, "--iodepth=1", "--fsync=1", f"--size={size}",
+                                   f"--io_size={(log // 128 // len(targets)) >> 12 << 12}"])
+    logged = run(server, targets, [*READ, "--iodepth=2", f"--size={size}", *timed(seconds)])
+    at_home = run(server, home, [*READ, "--iodepth=32", f"--size={at_rest}", *timed(seconds)])
+    return {**pick(writes, "write", "iops", "own_us", "p99_us"),
+            **pick(logged, "logged", "iops", "own_us", "p99_us"),
+            **pick(at_home, "home", "iops", "own_us", "p99_us")}
+
+
 def fuller_log(directory, quick):
     """The log empty, 10% and 90% full."""
-    log, disks, size = (GIB, 16, 64 * MIB) if quick else (10 * GIB, 16, 512 * MIB)
-    seconds = 1 if quick else 4
+    log, disks, size = (512 * MIB, 16, 16 * MIB) if quick else (10 * GIB, 16, 512 * MIB)
+    seconds, rounds, at_rest = (1, 1, 256 * MIB) if quick else (3, 3, GIB)
     server = servers.Sluice(directory, disks + 1, GIB, log=str(log))
     cases = []
     try:
         targets = [server.uri(disk) for disk in range(disks)]
         home = [server.uri(disks)]
         loads.write_all(targets, size)
-        loads.write_all(home, GIB)
+        loads.write_all(home, at_rest)
         server.cold()
         server.hold_destage()
         for goal in (0, 0.1, 0.8 if quick else 0.9):
             fill_to(server, disks, size, goal)
-            # So few that the log's fill stays what it is.
-            writes = run(server, targets, [
-                *WRITE, "--iodepth=1", "--fsync=1", f"--size={size}",
-                f"--io_size={(log // 64 // disks) >> 12 << 12}"])
-            logged = run(server, targets, [*READ, "--iodepth=2", f"--size={size}",
-                                           *timed(seconds)])
-            at_home = run(server, home, [*READ, "--iodepth=32", f"--size={GIB}",
-                                         *timed(seconds)])
-            cases.append({"name": f"{100 * server.log_fill():.0f}%",
-                          **pick(writes, "write", "iops", "own_us", "p99_us"),
-                          **pick(logged, "logged", "iops", "own_us", "p99_us"),
-                          **pick(at_home, "home", "iops", "own_us", "p99_us")})
+            series = [logged_loads(server, targets, home, size, at_rest, log, seconds)
+                      for _ in range(rounds)]
+            cases.append({"name": f"{100 * server.log_fill():.0f}%", **medians(series)})
         peak = server.peak_memory()
     finally:
         server.remove()
@@ -234,7 +242,7 @@ def overwritten(server, name, size, rounds, snapshots):
 
 def fragmented(directory, quick):
     """A disk written from end to end, overwritten at random, and likewise with snapshots."""
-    size, seconds = (128 * MIB, 1) if quick else (GIB, 4)
+    size, seconds = (64 * MIB, 1) if quick else (GIB, 4)
     plans = {"fresh": (0, False), "overwritten twice at random": (2, False),
              "the same, a snapshot after each": (2, True)}
     server = servers.Sluice(directory, 0, 0, log="1G" if quick else "4G",

@@ -2,26 +2,29 @@
 the bytes and requests that reached devices.
 
 The machine's time is everything that both the server and the kernel on its behalf did (interrupts,
-writeback, worker threads), whoever it is accounted to; the client's is fio's and the benchmark's
-own. Anything else that runs meanwhile falsifies it: `own_us`, the server's processes alone, shows
-by how much at most.
+writeback, worker threads), whoever it is accounted to: what is left when idle time is taken off,
+since the kernel counts idle time exactly, but work only by sampling, which misses short bursts.
+The client's is fio's and the benchmark's own. What other programs took meanwhile is taken off too,
+and kept as `foreign_percent`: where that is more than a little, the figures are worth little.
 """
 
 import os
 import pathlib
 import resource
+import time
 
 TICK = os.sysconf("SC_CLK_TCK")
+CORES = os.cpu_count()
 SECTOR = 512
+# A flag of a process's stat: it is a thread of the kernel.
+KERNEL_THREAD = 0x200000
 
 
-def machine_seconds():
-    """Processor seconds of all cores that were not idle, and those of them that the hypervisor
-    stole: these are in every process's time as well, the client's included."""
+def idle_seconds():
+    """Seconds in which cores had nothing to do, or were not there (stolen by the hypervisor)."""
     fields = [int(word) for word in
               pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    user, nice, system, _, _, irq, softirq, steal = fields[:8]
-    return (user + nice + system + irq + softirq + steal) / TICK, steal / TICK
+    return (fields[3] + fields[4]) / TICK, fields[7] / TICK
 
 
 def client_seconds():
@@ -32,6 +35,23 @@ def client_seconds():
         usage = resource.getrusage(who)
         total += usage.ru_utime + usage.ru_stime
     return total
+
+
+def other_programs(ours):
+    """Processor seconds of each program but these, its ended children's included; by (process,
+    start time)."""
+    found = {}
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) in ours:
+            continue
+        try:
+            fields = pathlib.Path(entry.path, "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            # It has just ended.
+            continue
+        if not int(fields[6]) & KERNEL_THREAD:
+            found[entry.name, fields[19]] = sum(int(word) for word in fields[11:15]) / TICK
+    return found
 
 
 def device_of(path):
@@ -47,13 +67,16 @@ class Meter:
     def __init__(self, server):
         self.server = server
         self.device = device_of(server.directory)
+        self.ours = {os.getpid(), *(process.pid for process in server.processes)}
+        self.others = other_programs(self.ours)
         self.before = self.read()
 
     def read(self):
         read, written = self.server.device_bytes()
-        machine, stolen = machine_seconds()
-        now = {"machine": machine, "stolen": stolen, "client": client_seconds(),
-               "own": self.server.processor_seconds(), "read": read, "written": written}
+        idle, stolen = idle_seconds()
+        now = {"time": time.monotonic(), "idle": idle, "stolen": stolen,
+               "client": client_seconds(), "own": self.server.processor_seconds(),
+               "read": read, "written": written}
         if self.device is not None:
             fields = [int(word) for word in self.device.read_text().split()]
             now["device_ios"] = fields[0] + fields[4]
@@ -63,17 +86,24 @@ class Meter:
 
     def since(self):
         now = self.read()
-        return {key: now[key] - self.before[key] for key in now}
+        spent = {key: now[key] - self.before[key] for key in now}
+        others = other_programs(self.ours)
+        spent["foreign"] = sum(seconds - self.others.get(key, 0)
+                               for key, seconds in others.items())
+        spent["machine"] = CORES * spent["time"] - spent["idle"] - spent["stolen"]
+        return spent
 
     def each(self, operations, client_bytes):
         """Microseconds and device requests of one operation; bytes to devices for each byte."""
         spent = self.since()
         count, size = max(operations, 1), max(client_bytes, 1)
+        server = spent["machine"] - spent["client"] - spent["foreign"]
         cost = {
-            "cpu_us": round((spent["machine"] - spent["client"]) / count * 1e6, 2),
+            "cpu_us": round(server / count * 1e6, 2),
             "own_us": round(spent["own"] / count * 1e6, 2),
-            "stolen_percent": round(100 * spent["stolen"] / max(spent["machine"], 0.01), 1),
             "client_us": round(spent["client"] / count * 1e6, 2),
+            "foreign_percent": round(100 * spent["foreign"] / (CORES * spent["time"]), 1),
+            "stolen_percent": round(100 * spent["stolen"] / (CORES * spent["time"]), 1),
             "written_ratio": round(spent["written"] / size, 3),
             "moved_ratio": round((spent["written"] + spent["read"]) / size, 3),
         }

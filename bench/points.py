@@ -141,3 +141,8 @@ def petabyte(directory, quick):
 
 ALL = {"sustained": sustained, "recovery": recovery, "verified": verified,
        "many-disks": many_disks, "petabyte": petabyte, **branches.ALL}
+
+# Points beside peers, which belong to every run, and those of them that a QUICK one has time for.
+# Such a point may return "goals", a list of what `goals.outcome` makes.
+WITH_PEERS = ()
+QUICK_WITH_PEERS = ()

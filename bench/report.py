@@ -46,9 +46,8 @@ def latency(figures):
 
 def table(result):
     """The lines of the main table: one for each row and contender, then the goals."""
-    if not result.get("rows"):
-        return []
-    return [*contenders(result), "", *goal_table(result), "", *memory_table(result)]
+    lines = [*contenders(result), ""] if result.get("rows") else []
+    return [*lines, *goal_table(result), "", *memory_table(result)]
 
 
 def contenders(result):
@@ -76,6 +75,11 @@ def goal_table(result):
             lines.append(f"| {title} | " + " | ".join(goal_cells(goal)) + " |")
             title = ""
         lines += [f"| | {note} | | |" for note in notes(row)]
+    for name, point in result.get("points", {}).items():
+        title = f"{name}: {point.get('what', point.get('error', ''))}"
+        for goal in point.get("goals", []):
+            lines.append(f"| {title} | " + " | ".join(goal_cells(goal)) + " |")
+            title = ""
     mine = max([peak for name, peak in result["peak_memory"].items()
                 if name.startswith("sluice") and name != "sluice-null"], default=0)
     if mine:
@@ -84,9 +88,16 @@ def goal_table(result):
     return lines
 
 
+# Percent of the machine's time that other programs may take before a figure is doubtful.
+QUIET = 3
+
+
 def notes(row):
-    """What is to be known of a row's windows."""
-    said = []
+    """What is to be known of a row's windows, and of what else the machine did."""
+    foreign = max((figures.get("foreign_percent", 0) for series in row["rounds"].values()
+                   for figures in series), default=0)
+    said = [f"other programs took up to {foreign:.0f}% of the machine meanwhile: doubtful"] \
+        if foreign > QUIET else []
     for figures in row["rounds"].get(row["ours"], []):
         if "constant" not in figures:
             continue

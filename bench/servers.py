@@ -60,7 +60,7 @@ class Server:
         self.directory.mkdir(parents=True)
         self.disks = disks
         self.disk_size = disk_size
-        self.devices = devices
+        self.where = devices
         self.processes = []
         self.peak = 0
         # What `drop` is to remove, by name.
@@ -74,7 +74,7 @@ class Server:
         raise NotImplementedError
 
     def file(self, name):
-        return self.devices.path(self.directory, name)
+        return self.where.path(self.directory, name)
 
     def settle(self):
         """Ends background work: all that was written is on the device and at its home."""
