@@ -28,12 +28,14 @@ test:
 	@scripts/install-packages.sh test
 	@SWIFT="$(SWIFT)" $(PYTHON) scripts/run-tests.py $(STAGES)
 
-# A short run for a first look: make bench QUICK=1
+# A short run for a first look: make bench QUICK=1. With REPORT=1 the results go into
+# docs/performance.md; BENCH="--rows blender,sync1 --growth none" chooses, "--points all" adds the
+# points that want time or space.
 bench:
 	@scripts/install-packages.sh bench
 	$(SWIFT) build $(SWIFT_FLAGS) --product sluice
 	$(SWIFT) build $(SWIFT_FLAGS) --product sluice-null
-	@QUICK=$(QUICK) $(PYTHON) bench/bench.py
+	@QUICK=$(QUICK) $(PYTHON) bench/bench.py $(if $(REPORT),--report) $(BENCH)
 
 # As many simulated histories as one wants; a failing one prints the command that replays it.
 soak:

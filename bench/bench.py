@@ -1,11 +1,15 @@
 #!/usr/bin/python3
-"""Sluice and its peers side by side in one run, and the points that want time or space.
+"""Sluice and its peers side by side in one run, the cost as work grows, and points that want time
+or space.
 
-    bench/bench.py [--rows NAME,...] [--servers NAME,...] [--points NAME,...] [--rounds N]
+    bench/bench.py [--rows NAME,...] [--servers NAME,...] [--growth NAME,...] [--points NAME,...]
+                   [--rounds N] [--report]
 
-QUICK=1 in the environment makes everything small, for a first look. Only ratios from one run
-count: the load generator shares the machine's cores, and disks are noisy. Results go to
-bench/results/*.json. The exit status is 1 when a point does not hold.
+Each list may be "all" or "none". QUICK=1 in the environment makes everything small, for a first
+look. Only ratios from one run count: the load generator shares the machine's cores, and disks are
+noisy. Results go to bench/results/*.json; --report makes docs/performance.md's table and plots of
+them. The exit status is 1 when something could not be measured or a point does not
+hold, not when a goal is missed.
 """
 
 import argparse
@@ -16,29 +20,38 @@ import pathlib
 import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "Tests/Support"))
 
-import loads  # noqa: E402
+import goals  # noqa: E402
+import growth  # noqa: E402
+import measure  # noqa: E402
 import points  # noqa: E402
+import report  # noqa: E402
+import rows as table  # noqa: E402
 import servers  # noqa: E402
 
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
-# The blender's 16, and one more for the rest.
-DISKS = 17
+QUICK_SERVERS = "sluice,sluice-small-log,raw,qcow2,overlay,nbdkit-null,sluice-null,bare"
+SIZES = table.QUICK if QUICK else table.FULL
 
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="all", help="rows of the table, or none")
-    parser.add_argument("--servers", default="sluice,raw" if QUICK else "sluice,raw,qcow2")
-    parser.add_argument("--points", default="all", help="timed points, or none")
-    parser.add_argument("--rounds", type=int, default=1 if QUICK else 2)
+    parser.add_argument("--rows", default="quick" if QUICK else "all",
+                        help="rows of the table, or none")
+    parser.add_argument("--servers", default=QUICK_SERVERS if QUICK else "all")
+    parser.add_argument("--growth", default="all", help="parts of the cost as work grows, or none")
+    parser.add_argument("--points", default="with-peers",
+                        help="timed points; the default is those beside peers")
+    parser.add_argument("--rounds", type=int, default=1 if QUICK else 3)
+    parser.add_argument("--report", action="store_true",
+                        help="write the table and the plots of docs/performance.md")
     return parser.parse_args()
 
 
@@ -52,6 +65,19 @@ def chosen(text, known):
     return wanted
 
 
+def chosen_points(text):
+    if text == "with-peers":
+        return list(points.QUICK_WITH_PEERS if QUICK else points.WITH_PEERS)
+    return chosen(text, points.ALL)
+
+
+def chosen_rows(text):
+    known = {row.name: row for row in table.rows(SIZES)}
+    if text == "quick":
+        return [row for row in known.values() if row.quick]
+    return [known[name] for name in chosen(text, known)]
+
+
 def machine():
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
                             capture_output=True).stdout.strip()
@@ -63,56 +89,58 @@ def machine():
 
 
 def compare(directory, rows, names, rounds):
-    """Every row on every server, one after the other, in alternating order; all the figures."""
-    size, runtime = ("512m", 2) if QUICK else ("4g", 4)
-    table = [row for row in loads.rows(size, runtime) if row.name in rows]
-    figures = {row.name: {name: [] for name in names} for row in table}
-    memory = {}
-    for turn in range(rounds):
-        running = {name: servers.ALL[name](directory, DISKS, 16 * loads.GIB) for name in names}
+    """Every row on every side, one after the other; [{row's figures and goals}], peak memory."""
+    results, memory, errors = [], {}, []
+    # A stage is what runs on the same servers. Write amplification wants the space of all others.
+    stages = dict.fromkeys((row.device, row.kind == "amplification") for row in rows)
+    for device, alone in stages:
+        members = [row for row in rows
+                   if (row.device, row.kind == "amplification") == (device, alone)]
+        devices = measure.DEVICES[device](directory)
         try:
-            for server in running.values():
-                server.freeze()
-            for row in table:
-                order = list(names) if turn % 2 == 0 else list(reversed(names))
-                for name in order:
-                    server = running[name]
-                    server.thaw()
-                    figures[row.name][name].append(loads.measure(server, row))
-                    server.freeze()
-                show_row(row, figures[row.name], turn)
-            for name, server in running.items():
-                memory[name] = max(memory.get(name, 0), server.peak_memory())
+            stage = measure.Stage(directory, members, names, SIZES, devices)
+            try:
+                series = measure_rounds(stage, members, names, 1 if alone else rounds, errors)
+                for name, peak in stage.peaks().items():
+                    memory[name] = max(memory.get(name, 0), peak)
+            finally:
+                stage.close()
         finally:
-            for server in running.values():
-                server.remove()
-    return table, figures, memory
+            devices.close()
+        results += [result_of(row, series[row.name]) for row in members]
+    return results, memory, errors
 
 
-def show_row(row, by_server, turn):
-    texts = [f"{name} {series[turn]['value']:,.0f}" for name, series in by_server.items()]
-    print(f"  round {turn + 1}  {row.title}: {', '.join(texts)} {row.unit}", flush=True)
+def measure_rounds(stage, rows, names, rounds, errors):
+    series = {row.name: {} for row in rows}
+    for turn in range(rounds):
+        for row in rows:
+            sides = [(label, side) for label, side in row.sides.items() if side.server in names]
+            for label, side in sides if turn % 2 == 0 else reversed(sides):
+                try:
+                    figures = stage.measure(row, side)
+                except Exception as error:  # noqa: BLE001  # the others' figures are still good
+                    errors.append(f"{row.name}, {label}: {str(error)[:2000]}")
+                    print(f"  FAILED {errors[-1]}", flush=True)
+                    continue
+                series[row.name].setdefault(label, []).append(figures)
+            show_round(row, series[row.name], turn)
+    return series
 
 
-def print_table(table, figures, names):
-    """Medians, what Sluice makes of each peer's, latency and processor time."""
-    peers = [name for name in names if name != "sluice"]
-    heads = ["work", "unit", *names]
-    if "sluice" in names:
-        heads += [f"sluice/{peer}" for peer in peers] + ["p50/p99 µs", "CPU %"]
-    print("\n| " + " | ".join(heads) + " |")
-    print("|" + " --- |" * len(heads))
-    for row in table:
-        median = {name: statistics.median(f["value"] for f in figures[row.name][name])
-                  for name in names}
-        cells = [row.title, row.unit, *(f"{median[name]:,.0f}" for name in names)]
-        if "sluice" in names:
-            cells += [f"{median['sluice'] / median[peer]:.2f}" if median[peer] else "-"
-                      for peer in peers]
-            last = figures[row.name]["sluice"][-1]
-            cells += [f"{last['p50_us']} / {last['p99_us']}", str(last["cpu_percent"])]
-        print("| " + " | ".join(cells) + " |")
-    print()
+def show_round(row, by_label, turn):
+    texts = [f"{label} {report.number(series[-1]['value'])}"
+             for label, series in by_label.items()]
+    print(f"  round {turn + 1}  {row.title}: {', '.join(texts)} {report.UNITS[row.unit]}",
+          flush=True)
+
+
+def result_of(row, series):
+    medians = {label: measure.medians(figures) for label, figures in series.items()}
+    return {"name": row.name, "title": row.title, "unit": row.unit, "how": row.how,
+            "kind": row.kind, "device": row.device, "ours": row.ours, "medians": medians,
+            "goals": [goals.judge(goal, medians) for goal in row.goals],
+            "rounds": series}
 
 
 def run_points(directory, names):
@@ -129,32 +157,61 @@ def run_points(directory, names):
     return results
 
 
-def main():
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    wanted = options()
-    names = chosen(wanted.servers, servers.ALL)
-    rows = chosen(wanted.rows, [row.name for row in loads.rows("1g", 1)])
-    point_names = chosen(wanted.points, points.ALL)
-    parent = ROOT / "bench/tmp"
-    parent.mkdir(exist_ok=True)
-    result = {"machine": machine(), "quick": QUICK}
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="b", dir=parent))
-    try:
-        if rows:
-            table, figures, memory = compare(directory, rows, names, wanted.rounds)
-            print_table(table, figures, names)
-            result["rows"], result["peak_memory"] = figures, memory
-        result["points"] = run_points(directory, point_names)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+def run_growth(directory, names, memory, errors):
+    results = {}
+    for name in names:
+        print(f"growth {name}: {growth.ALL[name].__doc__.splitlines()[0]}", flush=True)
+        try:
+            results[name] = growth.ALL[name](directory, QUICK)
+        except Exception as error:  # noqa: BLE001  # the others' figures are still good
+            errors.append(f"{name}: {str(error)[:2000]}")
+            print(f"  FAILED {errors[-1]}", flush=True)
+            continue
+        for line in report.growth_lines(results[name]):
+            print(f"  {line}", flush=True)
+        memory[f"sluice, growth: {name}"] = results[name]["peak"]
+    return results
+
+
+def save(result):
     results = ROOT / "bench/results"
     results.mkdir(exist_ok=True)
     stamp = result["machine"]["date"].replace(":", "").replace("+0000", "Z")
     path = results / f"{stamp}{'-quick' if QUICK else ''}.json"
-    path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    print(f"written: {path.relative_to(ROOT)}")
-    return 0 if all(point["holds"] for point in result["points"].values()) else 1
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def main():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    wanted = options()
+    names = [name for name in chosen(wanted.servers, servers.ALL) if servers.exist(name)]
+    rows = chosen_rows(wanted.rows)
+    growth_names = chosen(wanted.growth, growth.ALL)
+    point_names = chosen_points(wanted.points)
+    parent = ROOT / "bench/tmp"
+    parent.mkdir(exist_ok=True)
+    result = {"machine": machine(), "quick": QUICK, "rounds": wanted.rounds}
+    began = time.monotonic()
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="b", dir=parent))
+    try:
+        result["rows"], memory, errors = compare(directory, rows, names, wanted.rounds)
+        result["growth"] = run_growth(directory, growth_names, memory, errors)
+        result["peak_memory"], result["errors"] = memory, errors
+        result["points"] = run_points(directory, point_names)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    result["seconds"] = round(time.monotonic() - began)
+    print("\n" + "\n".join(report.table(result)))
+    path = save(result)
+    if wanted.report:
+        report.write(result, ROOT / "docs")
+    print(f"\nwritten: {path.relative_to(ROOT)}, after {result['seconds']} s")
+    for error in result["errors"]:
+        print(f"FAILED {error}")
+    holds = all(point["holds"] for point in result["points"].values())
+    return 0 if holds and not result["errors"] else 1
 
 
 if __name__ == "__main__":

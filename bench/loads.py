@@ -1,4 +1,4 @@
-"""The loads, as fio command lines (fio's nbd engine over a UNIX socket), and their figures."""
+"""fio: its nbd engine over UNIX sockets (io_uring on the bare device), and what its report says."""
 
 import collections
 import json
@@ -10,100 +10,96 @@ from sluicetest import tools
 GIB = 1 << 30
 MIB = 1 << 20
 
-# What one row measures: `work` is fio's own options for each disk, `disks` how many at once,
-# `unit` what is compared. `settle`: background work ends before (reads of data at rest).
-Row = collections.namedtuple("Row", "name title work disks unit settle timed")
+
+def command(jobs, timeout, *options):
+    """The words of one fio with jobs of (name, target, work), all in one group.
+
+    `target` is the NBD URI of a disk, or the path of a file on the bare device. A fio whose
+    server died ignores SIGTERM, so it is killed when `timeout` seconds have passed.
+    """
+    words = ["timeout", "-s", "KILL", str(timeout), "fio", "--output-format=json",
+             "--group_reporting", "--randrepeat=0", *options]
+    for name, target, work in jobs:
+        words.append(f"--name={name}")
+        if str(target).startswith("nbd"):
+            words += ["--ioengine=nbd", f"--uri={target}", *work]
+        else:
+            words += ["--ioengine=io_uring", "--direct=1", f"--filename={target}", *work]
+    return words
 
 
-def rows(size, runtime):
-    """All rows in their order, for regions of `size` bytes and timed rows of `runtime` seconds."""
-    timed = ["--time_based", f"--runtime={runtime}"]
-    region = [f"--size={size}"]
-    second = [f"--offset={size}", f"--size={size}"]
-    write = ["--rw=randwrite", "--bs=4k"]
-    table = [
-        ("fill", "1M write QD8, then flush",
-         ["--rw=write", "--bs=1m", "--iodepth=8", "--end_fsync=1", *region], 1, "MB/s", 0),
-        ("scan", "1M read QD8",
-         ["--rw=read", "--bs=1m", "--iodepth=8", *region], 1, "MB/s", 1),
-        ("sync1", "4K random write QD1 + flush each",
-         [*write, "--iodepth=1", "--fsync=1", *region, *timed], 1, "IOPS", 0),
-        ("write32", "4K random write QD32, no flush",
-         [*write, "--iodepth=32", *region, *timed], 1, "IOPS", 0),
-        ("sync32", "4K random write QD32, flush each 8",
-         [*write, "--iodepth=32", "--fsync=8", *region, *timed], 1, "IOPS", 0),
-        ("read32", "4K random read QD32",
-         ["--rw=randread", "--bs=4k", "--iodepth=32", *region, *timed], 1, "IOPS", 1),
-        ("first1", "first write, 4K QD1 + flush",
-         [*write, "--iodepth=1", "--fsync=1", *second, *timed], 1, "IOPS", 0),
-        ("first32", "first write, 4K QD32",
-         [*write, "--iodepth=32", *second, *timed], 1, "IOPS", 0),
-        ("blender1", "blender: 16 disks, 4K QD1 + flush, first pass",
-         [*write, "--iodepth=1", "--fsync=1", *region, *timed], 16, "IOPS", 0),
-        ("blender2", "blender, second pass",
-         [*write, "--iodepth=1", "--fsync=1", "--randseed=1", *region, *timed], 16, "IOPS", 0),
-    ]
-    return [Row(name, title, work, disks, unit, bool(settle), "--time_based" in work)
-            for name, title, work, disks, unit, settle in table]
+def report(text):
+    """The only group of fio's report; raises when a request of it failed."""
+    group = json.loads(text[text.index("{"):])["jobs"][0]
+    if group["error"] or group.get("total_err"):
+        raise RuntimeError(f"fio reports error {group['error'] or group['total_err']}")
+    return group
 
 
 def fio(jobs, timeout, *options):
-    """Runs fio with jobs of (name, uri, work); returns its report's only group."""
-    words = ["fio", "--output-format=json", "--group_reporting", "--randrepeat=0", *options]
-    for name, uri, work in jobs:
-        words += [f"--name={name}", "--ioengine=nbd", f"--uri={uri}", *work]
-    done = tools.run(words, timeout=timeout)
-    group = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
-    if group["error"]:
-        raise RuntimeError(f"fio reports error {group['error']}")
-    return group
+    """Runs fio to its end; returns its report's only group."""
+    done = tools.run(command(jobs, timeout, *options), timeout=timeout + 10)
+    return report(done.stdout)
 
 
 def drop_caches():
     try:
         pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
     except OSError:
-        # Not root: every server here uses direct I/O, little changes.
+        # Not root: every server here but nbdkit's file plugin uses direct I/O, little changes.
         pass
 
 
-def measure(server, row):
-    """Runs one row against one server; returns its figures."""
-    # The blender has disks of its own, so that its first pass is one.
-    first = 0 if row.disks == 1 else 1
-    jobs = [(f"disk{disk}", server.uri(disk), row.work) for disk in range(first, first + row.disks)]
-    if row.settle:
-        server.settle()
-        drop_caches()
-    before = server.processor_seconds()
-    group = fio(jobs, 600)
-    side = group["read"] if "read" in row.work[0] else group["write"]
-    seconds = side["runtime"] / 1000
-    value = side["bw_bytes"] / 1e6 if row.unit == "MB/s" else side["iops"]
-    percentiles = side["clat_ns"].get("percentile", {})
-    sync = group.get("sync", {}).get("lat_ns", {}).get("percentile", {})
+def write_all(targets, size):
+    """Writes a region of each of some disks from end to end, all at once, and flushes them."""
+    depth = 8 if len(targets) == 1 else 2
+    work = ["--rw=write", "--bs=1m", f"--iodepth={depth}", f"--size={size}", "--end_fsync=1"]
+    fio([(f"fill{number}", target, work) for number, target in enumerate(targets)], 1800)
+
+
+def side_of(group):
+    """The report's reads or its writes, whichever there were more of."""
+    return max((group["read"], group["write"]), key=lambda side: side["total_ios"])
+
+
+def microseconds(percentiles, percent):
+    return round(percentiles.get("percentile", {}).get(percent, 0) / 1000, 1)
+
+
+def figures(group):
+    """What one run of fio says: operations a second, bytes a second, latencies."""
+    side = side_of(group)
+    flushes = group.get("sync", {}).get("lat_ns", {})
     return {
-        "value": round(value, 1),
-        "unit": row.unit,
-        "p50_us": round(percentiles.get("50.000000", 0) / 1000),
-        "p99_us": round(percentiles.get("99.000000", 0) / 1000),
-        "flush_p50_us": round(sync.get("50.000000", 0) / 1000),
-        "flush_p99_us": round(sync.get("99.000000", 0) / 1000),
-        "cpu_percent": round(100 * (server.processor_seconds() - before) / max(seconds, 0.001)),
+        "iops": round(side["iops"], 1), "mb_s": round(side["bw_bytes"] / 1e6, 1),
+        "operations": side["total_ios"], "bytes": side["io_bytes"],
+        "seconds": side["runtime"] / 1000,
+        "p50_us": microseconds(side["clat_ns"], "50.000000"),
+        "p99_us": microseconds(side["clat_ns"], "99.000000"),
+        "p999_us": microseconds(side["clat_ns"], "99.900000"),
+        "flush_p50_us": microseconds(flushes, "50.000000"),
+        "flush_p99_us": microseconds(flushes, "99.000000"),
     }
+
+
+def timeline(jobs, seconds, interval_ms=1000, timeout=3600):
+    """Runs fio; returns its figures and a list of (second, IOPS of all jobs) of each interval."""
+    with tempfile.TemporaryDirectory(prefix="sluice-fio-", dir="/var/tmp") as directory:
+        group = fio(jobs, timeout, f"--write_iops_log={directory}/log",
+                    f"--log_avg_msec={interval_ms}")
+        sums = collections.Counter()
+        for path in pathlib.Path(directory).glob("*_iops.*.log"):
+            for line in path.read_text().splitlines():
+                fields = line.split(",")
+                sums[round(int(fields[0]) / interval_ms)] += int(fields[1])
+    # The first and the last are not whole; one that nobody reported was one without a write.
+    count = max(sums, default=1) if seconds is None else int(seconds * 1000 / interval_ms)
+    return figures(group), [(slot * interval_ms / 1000, sums[slot]) for slot in range(2, count)]
 
 
 def per_second(server, disks, total, depth=4):
     """Random 4 KiB writes of `total` bytes over many disks; returns the IOPS of each second."""
-    with tempfile.TemporaryDirectory(prefix="sluice-fio-", dir="/var/tmp") as directory:
-        work = ["--rw=randwrite", "--bs=4k", f"--iodepth={depth}", f"--size={server.disk_size}",
-                f"--io_size={total // disks}", "--norandommap"]
-        jobs = [(f"disk{disk}", server.uri(disk), work) for disk in range(disks)]
-        fio(jobs, 3600, f"--write_iops_log={directory}/log", "--log_avg_msec=1000")
-        seconds = collections.Counter()
-        for path in pathlib.Path(directory).glob("*_iops.*.log"):
-            for line in path.read_text().splitlines():
-                fields = line.split(",")
-                seconds[round(int(fields[0]) / 1000)] += int(fields[1])
-    # The first and the last are not whole; a second that nobody reported was one without a write.
-    return [seconds[second] for second in range(2, max(seconds, default=1))]
+    work = ["--rw=randwrite", "--bs=4k", f"--iodepth={depth}", f"--size={server.disk_size}",
+            f"--io_size={total // disks}", "--norandommap"]
+    jobs = [(f"disk{disk}", server.uri(disk), work) for disk in range(disks)]
+    return [iops for _, iops in timeline(jobs, None)[1]]

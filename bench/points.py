@@ -9,7 +9,6 @@ import branches
 import loads
 import servers
 from loads import GIB, MIB
-from sluicetest import tools
 from sluicetest.api import API
 
 KIB = 1 << 10
@@ -123,37 +122,27 @@ def many_disks(directory, quick):
 
 def petabyte(directory, quick):
     """A pool of 1 PiB as 65 sparse files: created and opened in seconds, little written."""
-    place = directory / "petabyte"
-    place.mkdir()
-    words = [servers.SLUICE, "pool", "create", place, "--log", f"{place}/log.img:1G"]
-    for number in range(65):
-        words += ["--space", f"{place}/space{number}.img:{(16 << 10) - 1}G"]
     server = None
     try:
-        began = time.monotonic()
-        tools.run(words, timeout=600)
-        creating = time.monotonic() - began
-        server = servers.Sluice.__new__(servers.Sluice)
-        server.name, server.directory, server.arguments = "petabyte", place, []
-        server.processes = []
-        opening = server.serve(timeout=600)
+        server = servers.SluicePetabyte(directory, disks=0, disk_size=0, log="1G")
         size = server.status()["space"]["size"]
-        peak = server.peak_memory()
         server.stop()
-        taken = sum(os.stat(place / f"space{number}.img").st_blocks * 512 for number in range(65))
+        taken = sum(os.stat(path).st_blocks * 512 for path in server.volumes())
     finally:
         if server is not None:
-            server.stop()
-        for path in place.iterdir():
-            path.unlink()
-        place.rmdir()
+            server.remove()
     return {
         "what": "a pool of 1 PiB on 65 sparse files", "size": size,
-        "create_seconds": round(creating, 2), "open_seconds": round(opening, 2),
-        "allocated_mib": taken >> 20, "peak_memory_mib": peak >> 20,
-        "holds": size >= 1 << 50 and creating < 30 and opening < 10 and taken < 256 * MIB,
+        "create_seconds": round(server.creating, 2), "open_seconds": round(server.opening, 2),
+        "allocated_mib": taken >> 20, "peak_memory_mib": server.peak >> 20,
+        "holds": size >= 1 << 50 and server.creating < 30 and server.opening < 10 and taken < 256 * MIB,
     }
 
 
 ALL = {"sustained": sustained, "recovery": recovery, "verified": verified,
        "many-disks": many_disks, "petabyte": petabyte, **branches.ALL}
+
+# Points beside peers, which belong to every run, and those of them that a QUICK one has time for.
+# Such a point may return "goals", a list of what `goals.outcome` makes.
+WITH_PEERS = ()
+QUICK_WITH_PEERS = ()

@@ -9,7 +9,7 @@ set -eu
 build="gcc g++ libc6-dev git ca-certificates liburing-dev libisal-dev"
 clients="python3 python3-libnbd qemu-utils nbdkit libnbd-bin fio e2fsprogs util-linux procps"
 profilers="valgrind"
-peers="xfsprogs btrfs-progs"
+peers="xfsprogs btrfs-progs gnuplot-nox"
 guests="qemu-system-x86 debootstrap debian-archive-keyring busybox-static lz4 xz-utils zstd kmod"
 
 wanted=""

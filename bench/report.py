@@ -1,0 +1,191 @@
+#!/usr/bin/python3
+"""The table and the plots of a run, from its results.
+
+    bench/report.py RESULTS.json
+
+prints the table; writes the plots to docs/performance/*.svg and the tables between the markers of
+docs/performance.md, so that nobody copies figures by hand. gnuplot draws.
+"""
+
+import json
+import pathlib
+import sys
+
+import plots
+
+UNITS = {"iops": "IOPS", "mb_s": "MB/s", "written_ratio": ""}
+SIGNS = {">=": "≥", "<=": "≤"}
+
+
+def number(value):
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def verdict(goal):
+    return {True: "met", False: "**short**", None: "not measured"}[goal["met"]]
+
+
+def goal_cells(goal):
+    """What a goal is, what came out, and whether it is met."""
+    unit = " µs" if goal["kind"] == "added" else ""
+    figure = "–" if goal["figure"] is None else f"{goal['figure']:,.2f}{unit}"
+    text = goal["text"]
+    if goal["of"] not in ("sluice",):
+        text = f"{goal['of']}: {text}"
+    return text, figure, verdict(goal)
+
+
+def latency(figures):
+    text = f"{number(figures.get('p50_us'))} / {number(figures.get('p99_us'))}"
+    if figures.get("flush_p50_us"):
+        text += f" + {number(figures['flush_p50_us'])} / {number(figures['flush_p99_us'])}"
+    return text
+
+
+def table(result):
+    """The lines of the main table: one for each row and contender, then the goals."""
+    lines = [*contenders(result), ""] if result.get("rows") else []
+    return [*lines, *goal_table(result), "", *memory_table(result)]
+
+
+def contenders(result):
+    lines = ["| work | server | figure | Sluice / it | p50 / p99 µs (+ flush) | CPU µs an operation "
+             "(the server's processes) |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in result["rows"]:
+        ours = row["medians"].get(row["ours"], {}).get("value")
+        title = row["title"]
+        for label, figures in row["medians"].items():
+            value = figures["value"]
+            ratio = f"{ours / value:.2f}" if ours and value and label != row["ours"] else ""
+            cpu = f"{number(figures['cpu_us'])} ({number(figures['own_us'])})" \
+                if "cpu_us" in figures else f"({number(figures.get('own_us'))})"
+            lines.append(f"| {title} | {label} | {number(value)} {UNITS[row['unit']]} | {ratio} | "
+                         f"{latency(figures)} | {cpu} |")
+            title = ""
+    return lines
+
+
+def goal_table(result):
+    lines = ["| work | goal | measured | |", "| --- | --- | --- | --- |"]
+    for row in result["rows"]:
+        title = row["title"]
+        for goal in row["goals"]:
+            lines.append(f"| {title} | " + " | ".join(goal_cells(goal)) + " |")
+            title = ""
+        lines += [f"| | {note} | | |" for note in notes(row)]
+    for name, point in result.get("points", {}).items():
+        title = f"{name}: {point.get('what', point.get('error', ''))}"
+        for goal in point.get("goals", []):
+            lines.append(f"| {title} | " + " | ".join(goal_cells(goal)) + " |")
+            title = ""
+    mine = max([peak for name, peak in result["peak_memory"].items()
+                if name.startswith("sluice") and name != "sluice-null"], default=0)
+    if mine:
+        met = "met" if mine <= 1 << 30 else "**short**"
+        lines.append(f"| memory, whole run | ≤ 1 GiB | {mine >> 20} MiB | {met} |")
+    return lines
+
+
+# Percent of the machine's time that other programs may take before a figure is doubtful.
+QUIET = 3
+
+
+def notes(row):
+    """What is to be known of a row's windows, and of what else the machine did."""
+    foreign = max((figures.get("foreign_percent", 0) for series in row["rounds"].values()
+                   for figures in series), default=0)
+    said = [f"other programs took up to {foreign:.0f}% of the machine meanwhile: doubtful"] \
+        if foreign > QUIET else []
+    for figures in row["rounds"].get(row["ours"], []):
+        if "constant" not in figures:
+            continue
+        if not figures["window_seconds"]:
+            said.append("no window of constant fill was found: the figure is the whole run's")
+            continue
+        said.append(
+            f"window of {figures['window_seconds']:g} s, the log {percent(figures['fill_begin'])} "
+            f"full at its begin, {percent(figures['fill_end'])} at its end, "
+            f"{percent(figures['fill_low'])} to {percent(figures['fill_high'])} in between"
+            + ("" if figures["constant"] else ": less than half of the run"))
+    return said
+
+
+def percent(part):
+    return f"{100 * part:.0f}%"
+
+
+def memory_table(result):
+    peaks = result["peak_memory"]
+    return ["| server | peak memory, all its processes |", "| --- | --- |",
+            *(f"| {name} | {peak >> 20} MiB |" for name, peak in peaks.items() if peak)]
+
+
+def growth_lines(part):
+    """One part of the cost as work grows, as a table: cases against the simple one."""
+    keys = part["keys"]
+    lines = [f"| {part['axis']} | " + " | ".join(keys.values()) + " |",
+             "| --- |" + " --- |" * len(keys)]
+    simple = part["cases"][0]
+    for case in part["cases"]:
+        cells = [case["name"]]
+        for key in keys:
+            value, base = case.get(key), simple.get(key)
+            text = number(value)
+            if value and base and case is not simple and key not in part.get("plain", ()):
+                text += f" (× {value / base:.2f})"
+            cells.append(text)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines + [f"({text})" for text in part.get("notes", [])]
+
+
+def between(text, marker, lines):
+    """Replaces what stands between a pair of markers."""
+    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    head, rest = text.split(begin, 1)
+    return head + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1]
+
+
+def machine_lines(result):
+    machine = result["machine"]
+    size = "a QUICK run: small and noisy" if result["quick"] else f"{result['rounds']} rounds"
+    return ["", f"Commit {machine['commit']}, {machine['date']}; {machine['cores']} cores of "
+            f"{machine['cpu']}, {machine['memory_gib']} GiB, kernel {machine['kernel']}; {size}, "
+            f"{result['seconds']} s in all.", ""]
+
+
+def how_lines(result):
+    return ["", *(f"- {row['title']}: {row['how']}." for row in result.get("rows", [])), ""]
+
+
+def write(result, docs):
+    """Plots and tables into the documentation."""
+    page = docs / "performance.md"
+    text = page.read_text()
+    text = between(text, "machine", machine_lines(result))
+    if result.get("rows"):
+        text = between(text, "goals", ["", *goal_table(result), ""])
+        text = between(text, "table", ["", *contenders(result), "", *memory_table(result), ""])
+        text = between(text, "how", how_lines(result))
+    if result.get("growth"):
+        lines = []
+        for part in result["growth"].values():
+            lines += ["", f"### {part['title']}", "", part["what"], "", *growth_lines(part)]
+        text = between(text, "growth", [*lines, ""])
+    page.write_text(text)
+    plots.draw(result, docs / "performance")
+
+
+def main():
+    result = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    print("\n".join(table(result)))
+    for part in result.get("growth", {}).values():
+        print("\n" + part["title"] + "\n" + "\n".join(growth_lines(part)))
+    write(result, pathlib.Path(__file__).resolve().parent.parent / "docs")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: bench/report.py RESULTS.json")
+    main()
