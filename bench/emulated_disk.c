@@ -173,6 +173,7 @@ static void is_done(struct request *request, int64_t at) {
 
 static void begin(struct pending *one) {
   int64_t time = now();
+  one->due = time;
   if (one->request.kind == READ) {
     figures.reads++;
     figures.read_bytes += one->request.length;

@@ -6,6 +6,7 @@ import statistics
 import time
 
 import branches
+import emulated_points
 import loads
 import servers
 from loads import GIB, MIB
@@ -156,4 +157,5 @@ def petabyte(directory, quick):
 
 
 ALL = {"sustained": sustained, "recovery": recovery, "verified": verified,
-       "many-disks": many_disks, "petabyte": petabyte, **branches.ALL}
+       "many-disks": many_disks, "petabyte": petabyte, **branches.ALL,
+       **emulated_points.ALL}
