@@ -206,9 +206,11 @@ def percentiles(latency):
 
 
 def bare(path, jobs, *work, seconds=4):
-    """fio itself on a device's file, by direct I/O; its report's only group."""
+    """fio itself on a device's file, by direct I/O; its report's only group. A path with $jobnum
+    in it is another file for each job."""
+    option = "filename_format" if "$jobnum" in str(path) else "filename"
     done = tools.run(
         ["fio", "--output-format=json", "--group_reporting", "--randrepeat=0", "--direct=1",
-         "--ioengine=io_uring", "--norandommap", "--name=bare", f"--filename={path}",
+         "--ioengine=io_uring", "--norandommap", "--name=bare", f"--{option}={path}",
          f"--numjobs={jobs}", "--time_based", f"--runtime={seconds}", *work], timeout=300)
     return json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]

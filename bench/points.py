@@ -9,6 +9,7 @@ import branches
 import emulated_points
 import loads
 import servers
+import traces
 from loads import GIB, MIB
 from sluicetest import tools
 from sluicetest.api import API
@@ -158,4 +159,4 @@ def petabyte(directory, quick):
 
 ALL = {"sustained": sustained, "recovery": recovery, "verified": verified,
        "many-disks": many_disks, "petabyte": petabyte, **branches.ALL,
-       **emulated_points.ALL}
+       **emulated_points.ALL, **traces.ALL}

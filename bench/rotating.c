@@ -35,7 +35,8 @@ static const double TRACK_SEEK = 0.8e6, THIRD_SEEK = 8.5e6, FULL_SEEK = 17e6;
 /* What a command costs that needs no arm: itself, and its data over SATA. */
 static const int64_t COMMAND = 50 * 1000;
 static const double BYTE_ON_WIRE = 1e9 / 550e6;
-static const uint64_t AHEAD = 2 << 20, LONGEST_MERGED = 1 << 20;
+/* How far it reads on, how much of a stream it remembers, how long a write it makes of many. */
+static const uint64_t AHEAD = 2 << 20, REMEMBERED = 4 << 20, LONGEST_MERGED = 1 << 20;
 static const int64_t TOO_OLD = 500 * 1000 * 1000;
 
 /* Written to the cache, not to its place: `first` is the number of the oldest write in it, `since`
@@ -129,11 +130,17 @@ static uint64_t ahead_at(int64_t now) {
   return at < disk.ahead_limit ? at : disk.ahead_limit;
 }
 
+/* The start of what is remembered of the stream that has come so far. */
+static uint64_t oldest_ahead(uint64_t reached) {
+  uint64_t oldest = reached > REMEMBERED ? reached - REMEMBERED : 0;
+  return oldest > disk.ahead_start ? oldest : disk.ahead_start;
+}
+
 static void stop_ahead(int64_t now) {
   if (!disk.is_ahead) return;
   disk.is_ahead = false;
   disk.head = ahead_at(now);
-  disk.segments[disk.next_segment] = (struct segment){disk.ahead_start, disk.head};
+  disk.segments[disk.next_segment] = (struct segment){oldest_ahead(disk.head), disk.head};
   disk.next_segment = (disk.next_segment + 1) % SEGMENTS;
 }
 
@@ -156,8 +163,9 @@ static bool is_read_ahead(struct request *request, int64_t now) {
       return true;
     }
   }
-  if (!disk.is_ahead || disk.busy || disk.first || start < disk.ahead_start) return false;
+  if (!disk.is_ahead || disk.busy || disk.first) return false;
   uint64_t reached = ahead_at(now);
+  if (start < oldest_ahead(reached)) return false;
   /* Where the arm has stopped, going on is positioning like any other. */
   if (end > reached && (start >= disk.ahead_limit || reached == disk.ahead_limit)) return false;
   int64_t at = now;
