@@ -58,13 +58,15 @@ class Device:
         tools.wait_until(lambda: (self.mount / "control").exists() or
                          self.process.poll() is not None, 20, "no emulated device appears")
         if self.process.poll() is not None:
-            raise RuntimeError("the emulated device ended at once; is there /dev/fuse, and root?")
+            raise RuntimeError("the emulated device ended at once; may this user mount by FUSE?")
 
     def path(self, part):
         return self.mount / part
 
     def switch(self, on):
-        (self.mount / "control").write_text("on" if on else "off")
+        # Not made anew when the device is gone.
+        with open(self.mount / "control", "r+") as control:
+            control.write("on" if on else "off")
 
     def figures(self):
         return json.loads((self.mount / "control").read_text())
@@ -178,8 +180,9 @@ def make(server, kind, directory, **arguments):
     return type(server.__name__, (server,), {"kind": kind})(directory, **arguments)
 
 
-def blender(server, disks, seconds, seed=1):
-    """4 KiB random write + flush at QD1 on every disk, the devices emulated meanwhile."""
+def blender(server, disks, seconds, seed=1, settles=True):
+    """4 KiB random write + flush at QD1 on every disk, the devices emulated meanwhile; what is
+    left to do behind it is done with quick devices, if it `settles`."""
     work = ["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1", "--size=4g",
             "--norandommap", "--time_based", f"--runtime={seconds}", f"--randseed={seed}"]
     server.thaw()
@@ -188,7 +191,8 @@ def blender(server, disks, seconds, seed=1):
     group = loads.fio([(f"disk{disk}", server.uri(disk), work) for disk in range(disks)], 300)
     after, cpu = server.figures(), server.processor_seconds() - cpu
     server.switch(False)
-    server.settle()
+    if settles:
+        server.settle()
     server.freeze()
     side = group["write"]
     count = max(side["total_ios"], 1)

@@ -466,6 +466,8 @@ int main(int count, char **words) {
   rotating_start(capacity, write_cache, &figures, is_done);
   char *arguments[] = {words[0], "-ofsname=emulated_disk,subtype=sluice"};
   struct fuse_args args = FUSE_ARGS_INIT(2, arguments);
+  /* An interrupt from the terminal is for whoever started it, who still needs the files. */
+  signal(SIGINT, SIG_IGN);
   struct fuse_session *session =
       fuse_session_new(&args, &operations, sizeof operations, NULL);
   if (session == NULL || fuse_set_signal_handlers(session) != 0) return 1;
