@@ -6,8 +6,10 @@ import statistics
 import time
 
 import branches
+import emulated_points
 import loads
 import servers
+import traces
 from loads import GIB, MIB
 from sluicetest.api import API
 
@@ -140,7 +142,8 @@ def petabyte(directory, quick):
 
 
 ALL = {"sustained": sustained, "recovery": recovery, "verified": verified,
-       "many-disks": many_disks, "petabyte": petabyte, **branches.ALL}
+       "many-disks": many_disks, "petabyte": petabyte, **branches.ALL,
+       **emulated_points.ALL, **traces.ALL}
 
 # Points beside peers, which belong to every run, and those of them that a QUICK one has time for.
 # Such a point may return "goals", a list of what `goals.outcome` makes.

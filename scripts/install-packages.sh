@@ -10,6 +10,7 @@ build="gcc g++ libc6-dev git ca-certificates liburing-dev libisal-dev"
 clients="python3 python3-libnbd qemu-utils nbdkit libnbd-bin fio e2fsprogs util-linux procps"
 profilers="valgrind"
 peers="xfsprogs btrfs-progs gnuplot-nox"
+emulator="libfuse3-dev fuse3 pkg-config"
 guests="qemu-system-x86 debootstrap debian-archive-keyring busybox-static lz4 xz-utils zstd kmod"
 
 wanted=""
@@ -17,7 +18,7 @@ for purpose in "$@"; do
   case "$purpose" in
     build) wanted="$wanted $build" ;;
     test) wanted="$wanted $build $clients $guests $profilers" ;;
-    bench) wanted="$wanted $build $clients $peers" ;;
+    bench) wanted="$wanted $build $clients $peers $emulator" ;;
     *)
       echo "install-packages: “$purpose” is unknown; say build, test or bench" >&2
       exit 64
