@@ -2,8 +2,15 @@
 
 import subprocess
 
-OURS, OTHERS = "#1f5fa8", ("#c05020", "#d89030", "#709040", "#806090", "#888888", "#b0b0b0",
-                           "#505050", "#a07050")
+OURS, OTHERS = "#1f5fa8", ("#c05020", "#d89030", "#709040", "#806090", "#888888")
+# Every plot shows a server in the same colour; Sluice's variants are blue.
+COLOURS = {
+    "sluice": OURS, "clone": OURS, "new disk": "#5f90c8", "rewrite": "#a8c4e4",
+    "raw": "#c05020", "raw+flush8": "#e0a080", "raw-native": "#d89030",
+    "raw-native+flush8": "#ecc890", "qcow2": "#709040", "qcow2+flush8": "#b8cc98",
+    "overlay": "#4f7020", "nbdkit-file": "#806090", "nbdkit-file+flush8": "#c0a8c8",
+    "nbdkit-null": "#888888", "sluice-null": "#606060", "bare": "#303030",
+}
 HEAD = """
 set terminal svg size {width},{height} font "sans-serif,12" background "white"
 set output "{path}"
@@ -39,7 +46,7 @@ def bars(path, title, cases, axis):
         "set style data histograms\nset style histogram clustered gap 1\n"
         "set style fill solid 0.9 border -1\nset boxwidth 0.9\n"
         f'set ylabel "{axis}"\nset yrange [0:*]\nset xtics rotate by -25\n')
-    colours = [OURS if label == "sluice" else OTHERS[place % len(OTHERS)]
+    colours = [COLOURS.get(label, ([OURS, *OTHERS])[place % (1 + len(OTHERS))])
                for place, label in enumerate(labels)]
     body += "plot " + ", ".join(
         f'$data using {place + 2}:xtic(1) title "{label}" lc rgb "{colour}"'
@@ -68,7 +75,7 @@ def by_row(result, names, key, scale=1):
     for row in result.get("rows", []):
         if row["name"] in names:
             cases.append((row["name"], [
-                ("sluice" if label == row["ours"] else label, figures[key] / scale)
+                (label, figures[key] / scale)
                 for label, figures in row["medians"].items() if figures.get(key)]))
     return cases
 
