@@ -7,6 +7,7 @@ import statistics
 import blocks
 import emulated
 import loads
+from goals import outcome
 from loads import GIB, MIB
 from sluicetest.api import API
 
@@ -142,6 +143,10 @@ def result(series, alone, goal, against_bare):
         "what": "4 KiB random write + flush at QD1 on each of 16 disks, on two devices",
         "iops": median, "ratio": ratios, "goal": goal, "bare_durable_iops": alone,
         "to_bare": to_bare, "sluice": series["sluice"][-1], "series": series,
+        "goals": [*(outcome(f"≥ {goal:g} × {name}", ratio, ">=", goal)
+                    for name, ratio in ratios.items()),
+                  *([outcome("as fast as 16 bare durable writers (−5%)", to_bare, ">=", 0.95)]
+                    if against_bare else [])],
         # A twentieth is this machine's noise.
         "holds": min(ratios.values()) >= goal and (not against_bare or to_bare >= 0.95),
     }
@@ -175,6 +180,8 @@ def sustained(directory, quick):
         "what": "4 KiB random write + flush on each of 16 disks while the log is full",
         "log_fill": fill, "ratio": round(figures["sluice"]["iops"] / figures["raw"]["iops"], 2),
         **figures, "errors": errors,
+        "goals": [outcome("≥ raw", round(figures["sluice"]["iops"] / figures["raw"]["iops"], 2),
+                          ">=", 1)],
         "holds": figures["sluice"]["iops"] > figures["raw"]["iops"] and not any(errors.values()),
     }
 
@@ -233,6 +240,8 @@ def overwritten_read(directory, quick):
         "mb_s": median, "bare_mb_s": alone, "series": series, "errors": errors,
         "ratio": round(median["overwritten"] / median["fresh"], 3),
         "ratio_with_snapshots": round(median["24 snapshots"] / median["fresh"], 3),
+        "goals": [outcome("≥ 0.8 × fresh", round(median["overwritten"] / median["fresh"], 2),
+                          ">=", 0.8)],
         "holds": median["overwritten"] >= 0.8 * median["fresh"] and not any(errors.values()),
     }
 

@@ -59,23 +59,23 @@ def judge(goal, medians):
             (part for part in parts if part["met"] is None), parts[0])
         return {**chosen, "text": " or ".join(part["text"] for part in parts)}
     text = describe(goal)
-    outcome = {"text": text, "kind": goal.kind, "key": goal.key, "of": goal.of, "sign": goal.sign,
-               "bar": goal.bar, "than": "+".join(goal.than), "figure": None, "against": None,
-               "met": None}
+    result = {"text": text, "kind": goal.kind, "key": goal.key, "of": goal.of, "sign": goal.sign,
+              "bar": goal.bar, "than": "+".join(goal.than), "figure": None, "against": None,
+              "met": None}
     ours = medians.get(goal.of, {}).get(goal.key)
     found = [best(name, goal.key, medians) for name in goal.than]
     if not ours or None in found:
-        return outcome
-    outcome["against"] = "+".join(label for label, _ in found)
+        return result
+    result["against"] = "+".join(label for label, _ in found)
     if goal.kind == "ratio":
         figure = ours / found[0][1]
     elif goal.kind == "added":
         figure = 1e6 / ours - sum(1e6 / value for _, value in found)
     else:
         figure = ours
-    outcome["figure"] = round(figure, 2)
-    outcome["met"] = figure >= goal.bar if goal.sign == ">=" else figure <= goal.bar
-    return outcome
+    result["figure"] = round(figure, 2)
+    result["met"] = figure >= goal.bar if goal.sign == ">=" else figure <= goal.bar
+    return result
 
 
 def describe(goal):

@@ -160,8 +160,9 @@ def larger_pool(directory, quick):
         "plain": ("metadata_mib",),
         "drawn": {"read_iops": "cold read IOPS", "read_own_us": "CPU a read",
                   "write_iops": "write IOPS", "write_own_us": "CPU a write"},
-        "peak": peak, "extents": extents, "fill_iops": filling["iops"], "open_seconds": round(opening, 2),
-        "volumes_used": len(used), "map_times_cache": round(times, 1),
+        "peak": peak, "extents": extents, "fill_iops": filling["iops"],
+        "open_seconds": round(opening, 2), "volumes_used": len(used),
+        "map_times_cache": round(times, 1),
         "notes": [f"the map is {times:.1f} times the cache; {len(used)} of 65 volumes hold data; "
                   f"extents were written at {filling['iops']:,.0f} a second; the pool opened in "
                   f"{opening:.2f} s"

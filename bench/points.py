@@ -137,7 +137,8 @@ def petabyte(directory, quick):
         "what": "a pool of 1 PiB on 65 sparse files", "size": size,
         "create_seconds": round(server.creating, 2), "open_seconds": round(server.opening, 2),
         "allocated_mib": taken >> 20, "peak_memory_mib": server.peak >> 20,
-        "holds": size >= 1 << 50 and server.creating < 30 and server.opening < 10 and taken < 256 * MIB,
+        "holds": size >= 1 << 50 and server.creating < 30 and server.opening < 10
+        and taken < 256 * MIB,
     }
 
 
@@ -147,5 +148,5 @@ ALL = {"sustained": sustained, "recovery": recovery, "verified": verified,
 
 # Points beside peers, which belong to every run, and those of them that a QUICK one has time for.
 # Such a point may return "goals", a list of what `goals.outcome` makes.
-WITH_PEERS = ()
+WITH_PEERS = (*emulated_points.ALL, *traces.ALL)
 QUICK_WITH_PEERS = ()

@@ -46,8 +46,7 @@ def latency(figures):
 
 def table(result):
     """The lines of the main table: one for each row and contender, then the goals."""
-    lines = [*contenders(result), ""] if result.get("rows") else []
-    return [*lines, *goal_table(result), "", *memory_table(result)]
+    return [*contenders(result), "", *goal_table(result), "", *memory_table(result)]
 
 
 def contenders(result):
@@ -64,6 +63,20 @@ def contenders(result):
             lines.append(f"| {title} | {label} | {number(value)} {UNITS[row['unit']]} | {ratio} | "
                          f"{latency(figures)} | {cpu} |")
             title = ""
+    return lines + compared_points(result)
+
+
+def compared_points(result):
+    """Points that have IOPS of several servers, in the same columns."""
+    lines = []
+    for name, point in result.get("points", {}).items():
+        series = point.get("iops")
+        if not isinstance(series, dict) or "sluice" not in series:
+            continue
+        for server, value in series.items():
+            ratio = point["ratio"].get(server) if server != "sluice" else None
+            lines.append(f"| {name}: {point['what']} | {server} | {number(value)} IOPS | "
+                         f"{ratio or ''} | | |")
     return lines
 
 

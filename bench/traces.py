@@ -21,6 +21,7 @@ import time
 
 import loads
 import servers
+from goals import outcome
 from loads import GIB, MIB
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -161,6 +162,8 @@ def replayed(directory, quick):
         "what": "seconds for the same recording on 16 disks at once; ratio: peer / Sluice",
         "disks": disks, **results,
         # A tenth is this machine's noise.
+        "goals": [outcome(f"{name}: ≥ {peer}", ratio, ">=", 1)
+                  for name, one in results.items() for peer, ratio in one["ratio"].items()],
         "holds": all(min(one["ratio"].values()) >= 0.9 for one in results.values()),
     }
 
