@@ -46,7 +46,8 @@ def options():
     parser.add_argument("--rows", default="quick" if QUICK else "all",
                         help="rows of the table, or none")
     parser.add_argument("--servers", default=QUICK_SERVERS if QUICK else "all")
-    parser.add_argument("--growth", default="all", help="parts of the cost as work grows, or none")
+    parser.add_argument("--growth", default="disks,pool,log" if QUICK else "all",
+                        help="parts of the cost as work grows, or none")
     parser.add_argument("--points", default="with-peers",
                         help="timed points; the default is those beside peers")
     parser.add_argument("--rounds", type=int, default=1 if QUICK else 3)
@@ -197,17 +198,22 @@ def main():
     directory = pathlib.Path(tempfile.mkdtemp(prefix="b", dir=parent))
     try:
         result["rows"], memory, errors = compare(directory, rows, names, wanted.rounds)
+        compared = round(time.monotonic() - began)
         result["growth"] = run_growth(directory, growth_names, memory, errors)
         result["peak_memory"], result["errors"] = memory, errors
+        grown = round(time.monotonic() - began)
         result["points"] = run_points(directory, point_names)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     result["seconds"] = round(time.monotonic() - began)
+    result["parts"] = {"rows": compared, "growth": grown - compared,
+                       "points": result["seconds"] - grown}
     print("\n" + "\n".join(report.table(result)))
     path = save(result)
     if wanted.report:
         report.write(result, ROOT / "docs")
-    print(f"\nwritten: {path.relative_to(ROOT)}, after {result['seconds']} s")
+    print(f"\nwritten: {path.relative_to(ROOT)}, after {result['seconds']} s, of them "
+          f"{', '.join(f'{name} {spent}' for name, spent in result['parts'].items())}")
     for error in result["errors"]:
         print(f"FAILED {error}")
     # A point with goals is like a row: it fails when it could not be measured.

@@ -38,9 +38,8 @@ def client_seconds():
 
 
 def other_programs(ours):
-    """Processor seconds of each program but these, its ended children's included; by (process,
-    start time)."""
-    found = {}
+    """Processor seconds of all programs but these, their ended children's included."""
+    total = 0
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit() or int(entry.name) in ours:
             continue
@@ -50,8 +49,8 @@ def other_programs(ours):
             # It has just ended.
             continue
         if not int(fields[6]) & KERNEL_THREAD:
-            found[entry.name, fields[19]] = sum(int(word) for word in fields[11:15]) / TICK
-    return found
+            total += sum(int(word) for word in fields[11:15])
+    return total / TICK
 
 
 def device_of(path):
@@ -88,8 +87,8 @@ class Meter:
         now = self.read()
         spent = {key: now[key] - self.before[key] for key in now}
         others = other_programs(self.ours)
-        spent["foreign"] = sum(seconds - self.others.get(key, 0)
-                               for key, seconds in others.items())
+        # One that has ended is in its parent's time now, with all that it ever took.
+        spent["foreign"] = max(others - self.others, 0)
         spent["machine"] = CORES * spent["time"] - spent["idle"] - spent["stolen"]
         return spent
 

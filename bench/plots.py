@@ -86,7 +86,7 @@ def sustained(result, place):
         if row["kind"] != "window" or not figures or "fills" not in figures[-1]:
             continue
         last = figures[-1]
-        lines(place / f"{row['name']}.svg", f"Sluice: {row['title']}", [
+        lines(place / f"row-{row['name']}.svg", f"Sluice: {row['title']}", [
             ("IOPS (thousands)", [(at, iops / 1000) for at, iops in last["series"]], 1),
             ("fill of the log (%)", [(at, 100 * fill) for at, fill in last["fills"]], 2)],
             ("seconds", "IOPS (thousands)", "fill of the log (%)"))
@@ -113,8 +113,10 @@ def growth(result, place):
 
 
 def draw(result, place):
-    """All plots of one run into one directory."""
+    """All plots of one run into one directory, instead of those of an earlier one."""
     place.mkdir(exist_ok=True)
+    for path in place.glob("*.svg"):
+        path.unlink()
     groups = {
         "blender": (("blender", "blender-sustained"), "iops", 1000, "IOPS (thousands)",
                     "I/O blender: 16 disks, 4K random write + flush at QD1"),
@@ -129,6 +131,6 @@ def draw(result, place):
     for name, (rows, key, scale, axis, title) in groups.items():
         cases = by_row(result, rows, key, scale)
         if cases:
-            bars(place / f"{name}.svg", title, cases, axis)
+            bars(place / f"row-{name}.svg", title, cases, axis)
     sustained(result, place)
     growth(result, place)

@@ -50,8 +50,8 @@ def table(result):
 
 
 def contenders(result):
-    lines = ["| work | server | figure | Sluice / it | p50 / p99 µs (+ flush) | CPU µs an operation "
-             "(the server's processes) |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| work | server | figure | Sluice / it | p50 / p99 µs (+ flush) | "
+             "CPU µs an operation (the server's processes) |", "| --- | --- | --- | --- | --- | --- |"]
     for row in result["rows"]:
         ours = row["medians"].get(row["ours"], {}).get("value")
         title = row["title"]
@@ -172,22 +172,26 @@ def how_lines(result):
     return ["", *(f"- {row['title']}: {row['how']}." for row in result.get("rows", [])), ""]
 
 
+def images(place, pattern):
+    """Links to the plots of a run that fit."""
+    return [f"![{path.stem}](performance/{path.name})" for path in sorted(place.glob(pattern))]
+
+
 def write(result, docs):
-    """Plots and tables into the documentation."""
-    page = docs / "performance.md"
+    """Plots and tables into the documentation; nothing of an earlier run stays."""
+    page, place = docs / "performance.md", docs / "performance"
+    plots.draw(result, place)
+    grown = [line for name, part in result.get("growth", {}).items()
+             for line in ("", f"### {part['title']}", "", part["what"], "", *growth_lines(part), "",
+                          *images(place, f"growth-{name}*.svg"))]
     text = page.read_text()
-    text = between(text, "machine", machine_lines(result))
-    if result.get("rows"):
-        text = between(text, "goals", ["", *goal_table(result), ""])
-        text = between(text, "table", ["", *contenders(result), "", *memory_table(result), ""])
-        text = between(text, "how", how_lines(result))
-    if result.get("growth"):
-        lines = []
-        for part in result["growth"].values():
-            lines += ["", f"### {part['title']}", "", part["what"], "", *growth_lines(part)]
-        text = between(text, "growth", [*lines, ""])
+    for marker, lines in {
+            "machine": machine_lines(result), "how": how_lines(result),
+            "goals": ["", *goal_table(result), ""],
+            "table": ["", *contenders(result), "", *memory_table(result), ""],
+            "plots": ["", *images(place, "row-*.svg"), ""], "growth": [*grown, ""]}.items():
+        text = between(text, marker, lines)
     page.write_text(text)
-    plots.draw(result, docs / "performance")
 
 
 def main():
