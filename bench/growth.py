@@ -110,12 +110,12 @@ def pool_loads(server, targets, region, stride, seconds):
             "memory_mib": server.peak_memory() >> 20}
 
 
-def larger_pool(directory, quick):
+def larger_pool(directory, quick, wanted=10_000_000):
     """A pool of 1 TiB with little in it, and one of 1 PiB whose map is many times the cache."""
     stride, disks, seconds = 64 * KIB, 64, 1 if quick else 6
     cache = "1M" if quick else "16M"
     room = shutil.disk_usage(directory).free - 14 * GIB
-    wanted = 128_000 if quick else 10_000_000
+    wanted = 128_000 if quick else wanted
     # Each extent is a block of its own, and its map entry is written twice.
     extents = max(min(wanted, room // (4 * KIB + 128)), 64_000)
     each = extents // disks

@@ -53,7 +53,8 @@ def drop_caches():
 def write_all(targets, size):
     """Writes a region of each of some disks from end to end, all at once, and flushes them."""
     depth = 8 if len(targets) == 1 else 2
-    work = ["--rw=write", "--bs=1m", f"--iodepth={depth}", f"--size={size}", "--end_fsync=1"]
+    work = ["--rw=write", "--bs=1m", f"--iodepth={depth}", f"--size={size}", "--end_fsync=1",
+            "--thread"]
     fio([(f"fill{number}", target, work) for number, target in enumerate(targets)], 1800)
 
 
