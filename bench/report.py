@@ -101,16 +101,18 @@ def goal_table(result):
     return lines
 
 
-# Percent of the machine's time that other programs may take before a figure is doubtful.
+# Percent of the machine's time that others may take before a figure is doubtful.
 QUIET = 3
 
 
 def notes(row):
     """What is to be known of a row's windows, and of what else the machine did."""
-    foreign = max((figures.get("foreign_percent", 0) for series in row["rounds"].values()
-                   for figures in series), default=0)
-    said = [f"other programs took up to {foreign:.0f}% of the machine meanwhile: doubtful"] \
-        if foreign > QUIET else []
+    said = []
+    for key, who in (("foreign_percent", "other programs"), ("stolen_percent", "the hypervisor")):
+        most = max((figures.get(key, 0) for series in row["rounds"].values()
+                    for figures in series), default=0)
+        if most > QUIET:
+            said.append(f"{who} took up to {most:.0f}% of the machine meanwhile: doubtful")
     for figures in row["rounds"].get(row["ours"], []):
         if "constant" not in figures:
             continue
