@@ -135,13 +135,13 @@ def window(stage, server, row, side):
         fill_log(server, side)
         watch = FillWatch(server)
         watch.start()
-    own = server.processor_seconds()
+    meter = Meter(server)
     try:
         report, series = loads.timeline(jobs, stage.sizes.window, 500, timeout=600)
     finally:
         if watch is not None:
             watch.finish()
-    own = server.processor_seconds() - own
+    cost = meter.each(report["operations"], report["bytes"])
     begin, end, note = 0, stage.sizes.window, {}
     if watch is not None:
         begin, end, note = watch.longest(stage.sizes.window)
@@ -150,8 +150,9 @@ def window(stage, server, row, side):
     report["iops"] = round(statistics.mean(inside), 1) if inside else 0
     report["series"] = series
     server.settle()
-    return finish(row, report, {"own_us": round(own / max(report["operations"], 1) * 1e6, 2),
-                                **note})
+    # What is left behind at the end differs from what was found: no costs of whole operations.
+    kept = {key: cost[key] for key in ("own_us", "foreign_percent", "stolen_percent")}
+    return finish(row, report, {**kept, **note})
 
 
 def fill_log(server, side):
