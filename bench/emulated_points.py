@@ -10,10 +10,9 @@ import loads
 from loads import GIB, MIB
 from sluicetest.api import API
 
-# What a device must show, as (its least, its most), beside what it is compared with. A disk of
-# 7200 revolutions a minute makes 120 in a second; Hitachi's sheet for the Deskstar 7K500 has 4,096
-# random reads of a sector in 55.5 s, which is 74 in a second; disks of this kind are sold with
-# 170 random reads a second at a queue depth of 16, 200 MB/s and more at the outer edge.
+# What a device must show: its least and its most. A disk of 7200 revolutions a minute makes 120 of
+# them in a second, so many appends it can take. Hitachi's manual for the Deskstar 7K500 has 4,096
+# random reads of a sector in 55.5 s, which is 74 in a second; command queuing about doubles that.
 RANDOM = ["--rw=randread", "--bs=4k"]
 RANDOM_WRITE = ["--rw=randwrite", "--bs=4k"]
 APPEND = ["--rw=write", "--bs=4k", "--iodepth=1"]
@@ -25,7 +24,7 @@ EXPECTED = {
         ("random write QD1, IOPS", "iops", 1, [*RANDOM_WRITE, "--iodepth=1"], (65, 100)),
         ("random write QD32, IOPS", "iops", 1, [*RANDOM_WRITE, "--iodepth=32"], (150, 260)),
         ("sequential read 1M QD1, MB/s", "mb", 1, ["--rw=read", "--bs=1m", "--iodepth=1"],
-         (150, 201)),
+         (120, 201)),
         ("sequential read 64K QD8, MB/s", "mb", 1, ["--rw=read", "--bs=64k", "--iodepth=8"],
          (150, 201)),
         ("sequential write 1M QD8, MB/s", "mb", 1, ["--rw=write", "--bs=1m", "--iodepth=8"],

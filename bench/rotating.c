@@ -2,9 +2,10 @@
  *
  * After C. Ruemmler and J. Wilkes, "An introduction to disk drive modeling", IEEE Computer 27(3),
  * 1994: seek time by distance, the platter's angle by real time, zones, a read-ahead segment cache,
- * a write cache. The figures are those of data sheets of such disks: 0.8 ms from track to track,
- * 8.5 ms over a third of the stroke (what sheets call the average), 17 ms over all of it, 200 MB/s
- * at the outer edge and 100 at the inner one.
+ * a write cache. The figures are of the size that manuals of such disks have (HGST's for the
+ * Ultrastar 7K4000: 8.2 ms on average, for reads and writes alike): 0.8 ms from track to track,
+ * 8.5 ms over a third of the stroke, 17 ms over all of it, 200 MB/s at the outer edge and 100 at
+ * the inner one.
  *
  * The tracks are one spiral: a place has a number of turns from its start, whose fraction is its
  * angle and whose difference to another's is the way of the arm. (Switches of heads and tracks are
