@@ -147,5 +147,5 @@ ALL = {"sustained": sustained, "recovery": recovery, "verified": verified,
 
 # Points beside peers, which belong to every run, and those of them that a QUICK one has time for.
 # Such a point may return "goals", a list of what `goals.outcome` makes.
-WITH_PEERS = ()
-QUICK_WITH_PEERS = ()
+WITH_PEERS = (*emulated_points.ALL, *traces.ALL)
+QUICK_WITH_PEERS = ("blender-rotating",)
