@@ -162,10 +162,10 @@ def make(server, kind, directory, **arguments):
     return type(server.__name__, (server,), {"kind": kind})(directory, **arguments)
 
 
-def blender(server, disks, seconds, seed=1, settles=True):
+def blender(server, disks, seconds, seed=1, size=4 * GIB, settles=True):
     """4 KiB random write + flush at QD1 on every disk, the devices emulated meanwhile; what is
     left to do behind it is done with quick devices, if it `settles`."""
-    work = ["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1", "--size=4g",
+    work = ["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1", f"--size={size}",
             "--norandommap", "--time_based", f"--runtime={seconds}", f"--randseed={seed}"]
     server.thaw()
     before, cpu = server.figures(), server.processor_seconds()

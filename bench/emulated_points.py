@@ -150,24 +150,27 @@ def result(series, alone, goal, against_bare):
 
 def sustained(directory, quick):
     """The blender on the rotating disk with a full log: what comes in must go home meanwhile."""
-    seconds, place = 5 if quick else 30, directory / "blender-sustained"
+    # The 16 disks write to 6.4 times the log, as it were 64 GiB with a log of the default size: how
+    # near each other the homes of logged blocks are is what the pace of destaging hangs on.
+    log, seconds = (256 * MIB, 10) if quick else (GIB, 60)
+    size, place = log * 2 // 5, directory / "blender-sustained"
     running, figures, fill = [], {}, []
     try:
-        for each, arguments in ((emulated.SluiceOn, {"log": 128 * MIB}), (emulated.RawOn, {})):
+        for each, arguments in ((emulated.SluiceOn, {"log": log}), (emulated.RawOn, {})):
             server = emulated.make(each, "rotating", place, disks=16, disk_size=16 * GIB,
                                    **arguments)
             running.append(server)
             server.freeze()
         sluice, raw = running
         sluice.thaw()
-        fill_log(sluice)
+        fill_log(sluice, size)
         fill.append(round(sluice.log_fill(), 3))
-        figures["sluice"] = emulated.blender(sluice, 16, seconds, settles=False)
+        figures["sluice"] = emulated.blender(sluice, 16, seconds, size=size, settles=False)
         sluice.thaw()
         fill.append(round(sluice.log_fill(), 3))
         errors = sluice.status()["errors"]
         sluice.freeze()
-        figures["raw"] = emulated.blender(raw, 16, seconds)
+        figures["raw"] = emulated.blender(raw, 16, min(seconds, 10), size=size)
     finally:
         for server in running:
             server.remove()
@@ -180,11 +183,11 @@ def sustained(directory, quick):
     }
 
 
-def fill_log(server):
+def fill_log(server, size):
     """Random writes that stay in the log, to six tenths of it, the device quick."""
     share = int(0.6 * server.log) // 16 // 4096 * 4096
     server.hold_destage()
-    work = ["--rw=randwrite", "--bs=4k", "--iodepth=4", "--size=4g", "--norandommap",
+    work = ["--rw=randwrite", "--bs=4k", "--iodepth=4", f"--size={size}", "--norandommap",
             f"--io_size={share}"]
     loads.fio([(f"disk{disk}", server.uri(disk), work) for disk in range(16)], 300)
     server.hold_destage(False)
