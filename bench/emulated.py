@@ -84,31 +84,28 @@ class OnDevices:
     kind = "rotating"
 
     def start(self):
-        self.devices = []
+        self.spindles = []
         try:
             for number, parts in enumerate(self.parts()):
-                self.devices.append(Device(self.directory / f"device{number}", self.kind, parts))
-            self.start_server()
+                self.spindles.append(Device(self.directory / f"device{number}", self.kind, parts))
+            super().start()
         except BaseException:
             self.stop()
             self.remove_devices()
             raise
 
-    def start_server(self):
-        super().start()
-
     def switch(self, on):
-        for device in self.devices:
+        for device in self.spindles:
             device.switch(on)
 
     def figures(self):
         """The counters of all its devices together."""
-        each = [device.figures() for device in self.devices]
+        each = [device.figures() for device in self.spindles]
         return {key: sum(one[key] for one in each) for key in each[0] if key != "on"}
 
     def remove_devices(self):
-        while self.devices:
-            self.devices.pop().remove()
+        while self.spindles:
+            self.spindles.pop().remove()
 
     def remove(self):
         self.switch(False)
@@ -125,12 +122,9 @@ class SluiceOn(OnDevices, servers.Sluice):
     def parts(self):
         return {"log": self.log}, {"space": self.space}
 
-    def start_server(self):
-        self.cli("pool", "create", self.directory, "--log", self.devices[0].path("log"),
-                 "--space", self.devices[1].path("space"), pool=False)
-        self.serve()
-        for disk in range(self.disks):
-            self.cli("disk", "create", f"disk{disk}", "--size", str(self.disk_size))
+    def create(self):
+        self.cli("pool", "create", self.directory, "--log", self.spindles[0].path("log"),
+                 "--space", self.spindles[1].path("space"), pool=False)
 
 
 class Images:
@@ -143,7 +137,7 @@ class Images:
                      for half in (0, 1))
 
     def image(self, disk):
-        return self.devices[disk % 2].path(f"disk{disk}")
+        return self.spindles[disk % 2].path(f"disk{disk}")
 
 
 class RawOn(Images, OnDevices, servers.Raw):
@@ -155,21 +149,9 @@ class Qcow2On(Images, OnDevices, servers.Qcow2):
     pass
 
 
-class NbdkitOn(Images, OnDevices, servers.Raw):
-    """nbdkit's file plugin, a process a disk: through the page cache, as it knows no other way."""
-
-    name = "nbdkit"
-
+class NbdkitOn(Images, OnDevices, servers.NbdkitFile):
     def create(self, disk):
         """The image is the part itself."""
-
-    def start_server(self):
-        for disk in range(self.disks):
-            self.processes.append(tools.spawn(
-                ["nbdkit", "-f", "-U", self.socket(disk), "file", self.image(disk)],
-                stdin=subprocess.DEVNULL))
-        for disk in range(self.disks):
-            tools.wait_until(self.socket(disk).exists, 20, "nbdkit does not listen")
 
 
 PEERS = (RawOn, Qcow2On, NbdkitOn)
@@ -180,10 +162,10 @@ def make(server, kind, directory, **arguments):
     return type(server.__name__, (server,), {"kind": kind})(directory, **arguments)
 
 
-def blender(server, disks, seconds, seed=1, settles=True):
+def blender(server, disks, seconds, seed=1, size=4 * GIB, settles=True):
     """4 KiB random write + flush at QD1 on every disk, the devices emulated meanwhile; what is
     left to do behind it is done with quick devices, if it `settles`."""
-    work = ["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1", "--size=4g",
+    work = ["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1", f"--size={size}",
             "--norandommap", "--time_based", f"--runtime={seconds}", f"--randseed={seed}"]
     server.thaw()
     before, cpu = server.figures(), server.processor_seconds()

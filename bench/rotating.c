@@ -2,9 +2,10 @@
  *
  * After C. Ruemmler and J. Wilkes, "An introduction to disk drive modeling", IEEE Computer 27(3),
  * 1994: seek time by distance, the platter's angle by real time, zones, a read-ahead segment cache,
- * a write cache. The figures are those of data sheets of such disks: 0.8 ms from track to track,
- * 8.5 ms over a third of the stroke (what sheets call the average), 17 ms over all of it, 200 MB/s
- * at the outer edge and 100 at the inner one.
+ * a write cache. The figures are of the size that manuals of such disks have (HGST's for the
+ * Ultrastar 7K4000: 8.2 ms on average, for reads and writes alike): 0.8 ms from track to track,
+ * 8.5 ms over a third of the stroke, 17 ms over all of it, 200 MB/s at the outer edge and 100 at
+ * the inner one.
  *
  * The tracks are one spiral: a place has a number of turns from its start, whose fraction is its
  * angle and whose difference to another's is the way of the arm. (Switches of heads and tracks are
@@ -17,7 +18,8 @@
  * or, with a write cache, is taken at once while there is room; what the cache holds is merged and
  * written in the order of places, the 32 next ones by shortest positioning time, when nobody
  * reads, a flush waits, or the cache is half full. A flush ends when all that was taken before it
- * is on the platter. Reads of what the cache holds are not found there: bench loads hardly ask.
+ * is on the platter; reads that lie nearer hold it up for a tenth of a second, not longer. Reads of
+ * what the cache holds are not found there: bench loads hardly ask.
  */
 
 #include "rotating.h"
@@ -37,7 +39,7 @@ static const int64_t COMMAND = 50 * 1000;
 static const double BYTE_ON_WIRE = 1e9 / 550e6;
 /* How far it reads on, how much of a stream it remembers, how long a write it makes of many. */
 static const uint64_t AHEAD = 2 << 20, REMEMBERED = 4 << 20, LONGEST_MERGED = 1 << 20;
-static const int64_t TOO_OLD = 500 * 1000 * 1000;
+static const int64_t TOO_OLD = 500 * 1000 * 1000, FLUSH_TOO_OLD = 100 * 1000 * 1000;
 
 /* Written to the cache, not to its place: `first` is the number of the oldest write in it, `since`
  * the time of the newest. */
@@ -326,6 +328,8 @@ static bool start_work(int64_t now) {
       disk.dirty_bytes > disk.cache / 2;
   bool is_old = request != NULL && now - request->arrival > TOO_OLD;
   int64_t from = 0;
+  bool is_flush_old = disk.flush != NULL && now - disk.flush->arrival > FLUSH_TOO_OLD;
+  if (is_flush_old && !is_old) best = NEVER;
   int index = drains && !is_old ? next_dirty(&best, &from) : -1;
   if (index >= 0) {
     struct dirty dirty = disk.dirty[index];
