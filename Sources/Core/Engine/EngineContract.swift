@@ -16,6 +16,11 @@ package protocol BlockEngine: AnyObject {
   /// `wallClock` nanoseconds since 1970.
   func step(now: UInt64, wallClock: UInt64)
 
+  /// Tells the time, in monotonic nanoseconds, to the figures of latency; nothing that the engine
+  /// does depends on it. At the start of a turn's events, and again before outcomes are taken:
+  /// what happens in between has the time of the start.
+  func observe(now: UInt64)
+
   /// The next device operation to issue, until nil.
   func nextDeviceOp() -> DeviceOp?
   /// The next finished block request, until nil.
@@ -32,4 +37,8 @@ package protocol BlockEngine: AnyObject {
   var isStopped: Bool { get }
   /// A sentence when the engine can't go on (damage found in recovery, say); the loop ends.
   var failure: String? { get }
+}
+
+extension BlockEngine {
+  package func observe(now: UInt64) {}
 }
