@@ -84,6 +84,21 @@ package struct SlowOperation: Sendable {
   /// In nanoseconds, by `RequestStage`.
   package var stages: InlineArray<9, UInt64>
 
+  package init(
+    disk: ObjectID, name: String, operation: BlockOperation, offset: UInt64, length: UInt64,
+    status: BlockStatus, ended: UInt64, total: UInt64, stages: InlineArray<9, UInt64>
+  ) {
+    self.disk = disk
+    self.name = name
+    self.operation = operation
+    self.offset = offset
+    self.length = length
+    self.status = status
+    self.ended = ended
+    self.total = total
+    self.stages = stages
+  }
+
   package var queue: UInt64 { stages[0] + stages[1] + stages[2] + stages[3] }
 }
 
