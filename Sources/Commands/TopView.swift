@@ -66,8 +66,8 @@ package enum TopView {
   private static let shortestName = 16
 
   private static func table(_ disks: [DiskRates], columns limit: Int?) -> [String] {
-    for rank in (0...6).reversed() {
-      let shown = columns.filter { $0.rank < rank || rank == 0 }
+    for rank in (0...5).reversed() {
+      let shown = columns.filter { $0.rank <= rank }
       let names = disks.map(\.name)
       let cells = disks.map { disk in shown.map { $0.cell(disk) } }
       let longest = names.map(\.utf8.count).max() ?? 0

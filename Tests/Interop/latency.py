@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import termios
 import time
@@ -150,22 +151,24 @@ def _(context):
     pool.start()
     pool.create_disk("busy", "32M")
     load = start_load(pool, "busy", 4)
-    for end in ("q", "\x03", None):
+    for end in ("q", "Ctrl-C", "error"):
         terminal = Terminal(context, [pool.binary, "top", "--interval", "0.5", "--pool",
                                       pool.directory])
-        tools.wait_until(lambda: terminal.read().count(", online, ") >= 2, 10,
-                         "top shows no second look")
-        screen = terminal.text.split("\x1b[H")[-2]
-        rows = re.sub(r"\x1b\[[JK]", "", screen).splitlines()
-        expect(len(rows) <= 24 and all(len(row) <= 80 for row in rows),
-               f"the screen is larger than the terminal: {rows}")
-        expect(end is None or any(row.startswith("busy ") for row in rows), f"no disk: {rows}")
-        if end is not None:
-            os.write(terminal.master, end.encode())
+        shown = r"\nbusy +\d" if end != "error" else ", online, "
+        tools.wait_until(lambda: len(re.findall(shown, terminal.read())) >= 2, 10,
+                         "top does not show the disk twice")
+        for screen in terminal.text.split("\x1b[H")[1:-1]:
+            rows = re.sub(r"\x1b\[[JK]", "", screen).splitlines()
+            expect(len(rows) <= 24 and all(len(row) <= 80 for row in rows),
+                   f"the screen is larger than the terminal: {rows}")
+        if end == "q":
+            os.write(terminal.master, b"q")
+        elif end == "Ctrl-C":
+            terminal.process.send_signal(signal.SIGINT)
         else:
             load_report(load)
             pool.stop()
-        expect(terminal.ended() == (0 if end is not None else 1),
-               f"exit status {terminal.process.returncode}")
+        status = terminal.ended()
+        expect(status == (1 if end == "error" else 0), f"exit status {status} after {end}")
         expect("\x1b[?1049l" in terminal.text, "the screen is not given back")
         expect(termios.tcgetattr(terminal.slave) == terminal.modes, "the modes are not restored")

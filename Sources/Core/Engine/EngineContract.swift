@@ -3,7 +3,8 @@
 ///
 /// A turn of the loop: `complete` for each device completion, `submit` and `control` for what
 /// clients sent, then `step` once, then drain the three queues. `step` is where gathered writes
-/// become a frame, so one turn is one group commit.
+/// become a frame, so one turn is one group commit. Who wants true figures of latency calls
+/// `observe` at the turn's start and before the drain.
 package protocol BlockEngine: AnyObject {
   /// Takes a block request; false when every request slot is in use: keep it, stop reading from
   /// that client, and try again after the next completion.
