@@ -93,7 +93,8 @@ extension FakeEngine.State {
     let end = min(latencies.count, start + limit)
     for i in start..<end {
       latencies[i].uptimeNanoseconds += 100_000_000
-      latencies[i].figures.record(.write, total: 1_000_000, queue: 250_000, bytes: 4096)
+      latencies[i].figures.record(
+        .write, OperationTime(total: 1_000_000, queue: 250_000), bytes: 4096)
     }
     if end == latencies.count { status.uptimeNanoseconds += 100_000_000 }
     return .latency(Array(latencies[start..<end]), next: end < latencies.count ? UInt64(end) : nil)

@@ -17,8 +17,9 @@ struct TopTests {
   private func busy(_ count: Int) -> DiskFigures {
     var figures = DiskFigures()
     for i in 0..<count {
-      figures.record(.read, total: UInt64(i) * 1000, queue: 0, bytes: 8192)
-      figures.record(.write, total: UInt64(i) * 3000, queue: UInt64(i) * 1000, bytes: 4096)
+      figures.record(.read, OperationTime(total: UInt64(i) * 1000, queue: 0), bytes: 8192)
+      figures.record(
+        .write, OperationTime(total: UInt64(i) * 3000, queue: UInt64(i) * 1000), bytes: 4096)
     }
     return figures
   }
@@ -93,9 +94,13 @@ struct TopTests {
   @Test("Rates and quantiles are those of the interval, not those since start")
   func interval() throws {
     var figures = DiskFigures()
-    for _ in 0..<1000 { figures.record(.write, total: 50_000_000, queue: 0, bytes: 4096) }
+    for _ in 0..<1000 {
+      figures.record(.write, OperationTime(total: 50_000_000, queue: 0), bytes: 4096)
+    }
     let before = try sample([disk(0, figures), disk(1, figures)], seconds: 10)
-    for _ in 0..<200 { figures.record(.write, total: 1_000_000, queue: 250_000, bytes: 4096) }
+    for _ in 0..<200 {
+      figures.record(.write, OperationTime(total: 1_000_000, queue: 250_000), bytes: 4096)
+    }
     let after = try sample([disk(0, figures), disk(1, busy(10)), disk(2, busy(3))], seconds: 12)
     let rates = PoolRates(from: before, to: after, at: "now")
     #expect(rates.disks.map(\.name) == ["dir/disk-0", "dir/disk-1", "dir/disk-2"])

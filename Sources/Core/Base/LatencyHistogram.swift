@@ -53,9 +53,14 @@ package struct LatencyHistogram: Sendable {
 
   @inline(__always)
   package mutating func record(_ nanoseconds: UInt64) {
-    let i = Self.bucket(of: nanoseconds)
-    if counts[i] == .max { halve() }
-    counts[i] &+= 1
+    record(nanoseconds, in: Self.bucket(of: nanoseconds))
+  }
+
+  /// - Parameter bucket: the value's.
+  @inline(__always)
+  package mutating func record(_ nanoseconds: UInt64, in bucket: Int) {
+    if counts[bucket] == .max { halve() }
+    counts[bucket] &+= 1
     count &+= 1
     sum &+= nanoseconds
     if nanoseconds > max { max = nanoseconds }

@@ -8,6 +8,27 @@ package enum OperationKind: Int, CaseIterable, Sendable {
   case flush
 }
 
+/// The time of one operation in nanoseconds, with the buckets that it counts in.
+package struct OperationTime {
+  package let total: UInt64
+  package let queue: UInt64
+  package let service: UInt64
+  fileprivate let totalBucket: Int
+  fileprivate let queueBucket: Int
+  fileprivate let serviceBucket: Int
+
+  /// - Parameter queue: at most the total.
+  @inline(__always)
+  package init(total: UInt64, queue: UInt64) {
+    self.total = total
+    self.queue = queue
+    service = total - queue
+    totalBucket = LatencyHistogram.bucket(of: total)
+    queueBucket = LatencyHistogram.bucket(of: queue)
+    serviceBucket = LatencyHistogram.bucket(of: service)
+  }
+}
+
 /// How long operations of one kind took, in nanoseconds. For each operation the total is queue and
 /// service.
 package struct OperationFigures: Sendable {
@@ -22,10 +43,11 @@ package struct OperationFigures: Sendable {
 
   package init() {}
 
-  package mutating func record(total: UInt64, queue: UInt64, bytes: UInt64) {
-    self.total.record(total)
-    self.queue.record(queue)
-    service.record(total - queue)
+  @inline(__always)
+  fileprivate mutating func record(_ time: OperationTime, bytes: UInt64) {
+    total.record(time.total, in: time.totalBucket)
+    queue.record(time.queue, in: time.queueBucket)
+    service.record(time.service, in: time.serviceBucket)
     self.bytes &+= bytes
   }
 }
@@ -39,13 +61,11 @@ package struct DiskFigures: Sendable {
   package init() {}
 
   @inline(__always)
-  package mutating func record(
-    _ kind: OperationKind, total: UInt64, queue: UInt64, bytes: UInt64
-  ) {
+  package mutating func record(_ kind: OperationKind, _ time: OperationTime, bytes: UInt64) {
     switch kind {
-    case .read: read.record(total: total, queue: queue, bytes: bytes)
-    case .write: write.record(total: total, queue: queue, bytes: bytes)
-    case .flush: flush.record(total: total, queue: queue, bytes: bytes)
+    case .read: read.record(time, bytes: bytes)
+    case .write: write.record(time, bytes: bytes)
+    case .flush: flush.record(time, bytes: bytes)
     }
   }
 }

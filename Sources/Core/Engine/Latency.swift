@@ -236,12 +236,12 @@ extension Engine {
     case .readOnly, .invalid, .stopping: return
     }
     let total = latency.clock - done.times.accepted
-    let queued = done.times.queued
+    let time = OperationTime(total: total, queue: done.times.queued)
     let isTransfer = done.request.operation == .read || done.request.operation == .write
     let bytes = isTransfer ? done.request.length : 0
-    latency.figures.pointee.record(kind, total: total, queue: queued, bytes: bytes)
+    latency.figures.pointee.record(kind, time, bytes: bytes)
     if let disk = pool.disks.resolve(done.request.disk) {
-      pool.disks.measure(disk)?.pointee.record(kind, total: total, queue: queued, bytes: bytes)
+      pool.disks.measure(disk)?.pointee.record(kind, time, bytes: bytes)
       if latency.isSlow(total) { noteSlow(done, disk, total) }
     }
   }
