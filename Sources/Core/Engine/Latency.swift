@@ -241,7 +241,8 @@ extension Engine {
     let bytes = isTransfer ? done.request.length : 0
     latency.figures.pointee.record(kind, time, bytes: bytes)
     if let disk = pool.disks.resolve(done.request.disk) {
-      pool.disks.measure(disk)?.pointee.record(kind, time, bytes: bytes)
+      let figures = disk.figures ?? pool.disks.measure(disk)
+      figures?.pointee.record(kind, time, bytes: bytes)
       if latency.isSlow(total) { noteSlow(done, disk, total) }
     }
   }
