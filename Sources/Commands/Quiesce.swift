@@ -130,7 +130,7 @@ private func shown(_ seconds: Double) -> String {
   seconds == seconds.rounded() ? "\(Int(seconds))" : "\(seconds)"
 }
 
-private func monotonicSeconds() -> Double {
+func monotonicSeconds() -> Double {
   var time = timespec()
   clock_gettime(CLOCK_MONOTONIC, &time)
   return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
@@ -166,6 +166,20 @@ final class Interrupt: Sendable {
   }
 
   var isReceived: Bool { Self.isReceived.load(ordering: .acquiring) }
+
+  /// Waits until a signal or `wake` comes, or came since the last time; or until the deadline.
+  func wait(until deadline: Double) {
+    let left = deadline - monotonicSeconds()
+    var polled = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+    if left > 0, !isReceived { _ = poll(&polled, 1, Int32(min(left, 3600) * 1000) + 1) }
+    forgetWakes()
+  }
+
+  /// Makes the descriptor unreadable.
+  func forgetWakes() {
+    var bytes: UInt64 = 0
+    while read(descriptor, &bytes, 8) == 8 {}
+  }
 
   /// Ends a `poll` on the descriptor, from any thread.
   func wake() { Self.write() }

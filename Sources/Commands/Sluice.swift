@@ -15,8 +15,8 @@ package struct Sluice: ParsableCommand {
     version: sluiceVersion,
     subcommands: [
       PoolCommands.self, ServeCommand.self, DiskCommands.self, SnapshotCommands.self,
-      CloneCommand.self, StatusCommand.self, FlushCommand.self, ScrubCommand.self,
-      CheckCommand.self,
+      CloneCommand.self, StatusCommand.self, TopCommand.self, FlushCommand.self,
+      ScrubCommand.self, CheckCommand.self,
     ])
 
   package init() {}

@@ -46,12 +46,22 @@ struct StatusCommand: ParsableCommand {
       ("disks", "\(s.disks), with \(s.snapshots) snapshots"),
       ("writes", "\(s.writes.count), \(size(s.writes.bytes))"),
       ("reads", "\(s.reads.count), \(size(s.reads.bytes))"),
+      ("write time", times(s.latency.write)), ("read time", times(s.latency.read)),
+      ("flush time", times(s.latency.flush)),
       (
         "destaged", "\(size(s.destage.bytes)), \(size(s.destage.backlogBytes)) still to go"
       ),
       ("checkpoint", "number \(s.checkpoint.number), \(duration(s.checkpoint.ageSeconds)) ago"),
       ("errors", "\(s.errors.checksum) of checksums, \(s.errors.io) of devices"),
     ])
+  }
+
+  /// Quantiles in milliseconds.
+  private static func times(_ t: OperationTimes) -> String {
+    guard t.count > 0 else { return "none yet" }
+    let share = t.total.sum > 0 ? Int(t.queue.sum / t.total.sum * 100) : 0
+    return "p50 \(milliseconds(t.total.p50)) ms, p99 \(milliseconds(t.total.p99)) ms, "
+      + "longest \(milliseconds(t.total.max)) ms; \(share)% of all in queues"
   }
 
   /// A number of seconds with one decimal.
@@ -61,7 +71,7 @@ struct StatusCommand: ParsableCommand {
   }
 
   /// The two largest units: `3 d 4 h`, `5 min 1 s`, `0.3 s`.
-  private static func duration(_ seconds: Double) -> String {
+  static func duration(_ seconds: Double) -> String {
     if seconds < 60 { return "\(tenths(seconds)) s" }
     let whole = UInt64(seconds)
     if whole < 3600 { return "\(whole / 60) min \(whole % 60) s" }

@@ -128,19 +128,26 @@ package struct Status: Codable, Equatable, Sendable {
   package var checkpoint: Checkpoint
   package var errors: Errors
   package var recovery: Recovery
+  package var latency: PoolTimes
+  /// At most 16 since start, the slowest first.
+  package var slowest: [SlowRequest]
+  /// The same of this minute and the one before, counted from the daemon's start.
+  package var slowestRecently: [SlowRequest]
 
   enum CodingKeys: String, CodingKey {
     case pool, uuid, version, state
     case uptimeSeconds = "uptime_seconds"
     case log, space, disks, snapshots
     case memoryBytes = "memory_bytes"
-    case writes, reads, destage, checkpoint, errors, recovery
+    case writes, reads, destage, checkpoint, errors, recovery, latency, slowest
+    case slowestRecently = "slowest_recently"
   }
 
   package init(
     pool: String, uuid: String, version: String, state: State, uptimeSeconds: Double, log: Log,
     space: Space, disks: UInt64, snapshots: UInt64, memoryBytes: UInt64, writes: Transfer,
-    reads: Transfer, destage: Destage, checkpoint: Checkpoint, errors: Errors, recovery: Recovery
+    reads: Transfer, destage: Destage, checkpoint: Checkpoint, errors: Errors, recovery: Recovery,
+    latency: PoolTimes, slowest: [SlowRequest], slowestRecently: [SlowRequest]
   ) {
     self.pool = pool
     self.uuid = uuid
@@ -158,6 +165,9 @@ package struct Status: Codable, Equatable, Sendable {
     self.checkpoint = checkpoint
     self.errors = errors
     self.recovery = recovery
+    self.latency = latency
+    self.slowest = slowest
+    self.slowestRecently = slowestRecently
   }
 }
 

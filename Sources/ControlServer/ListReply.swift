@@ -79,6 +79,28 @@ struct SnapshotPager: ListPager {
   }
 }
 
+/// The disks that had requests, with how many and how long they took.
+struct LatencyPager: ListPager {
+  let service: ControlService
+  private var place = Place.start
+
+  init(service: ControlService) { self.service = service }
+
+  mutating func next() async throws(Problem) -> [DiskLatency]? {
+    if case .end = place { return nil }
+    guard
+      case .latency(let disks, let next) =
+        try await service.ask(.latency(cursor: place.cursor, limit: pageSize))
+    else { throw .unfitting }
+    place = Place(next: next)
+    return disks
+  }
+
+  static func append(_ entry: DiskLatency, to bytes: inout [UInt8]) {
+    DiskTimes(entry).appendJSON(to: &bytes)
+  }
+}
+
 /// The ranges that differ; neighbours of one kind are one range, wherever the engine cut them.
 struct ChangePager: ListPager {
   let service: ControlService

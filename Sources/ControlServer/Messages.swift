@@ -48,7 +48,7 @@ extension SnapshotOrDisk {
 }
 
 /// An object id in 16 digits.
-private func hexadecimal(_ id: ObjectID) -> String {
+func hexadecimal(_ id: ObjectID) -> String {
   let digits = String(id.raw, radix: 16)
   return String(repeating: "0", count: 16 - digits.count) + digits
 }
@@ -84,7 +84,7 @@ extension Status.State {
 }
 
 extension Status {
-  init(_ s: PoolStatus, version: String, memoryBytes: UInt64) {
+  package init(_ s: PoolStatus, version: String, memoryBytes: UInt64) {
     func seconds(_ nanoseconds: UInt64) -> Double { Double(nanoseconds / 1_000_000) / 1000 }
     self.init(
       pool: s.name, uuid: s.uuid.description, version: version, state: State(s.state),
@@ -100,7 +100,9 @@ extension Status {
       checkpoint: Checkpoint(
         number: s.checkpointNumber, ageSeconds: seconds(s.checkpointAgeNanoseconds)),
       errors: Errors(checksum: s.checksumErrors, io: s.ioErrors),
-      recovery: Recovery(seconds: seconds(s.recoveryNanoseconds), frames: s.recoveryFrames))
+      recovery: Recovery(seconds: seconds(s.recoveryNanoseconds), frames: s.recoveryFrames),
+      latency: PoolTimes(s.latency), slowest: s.slowest.map { SlowRequest($0) },
+      slowestRecently: s.slowestRecently.map { SlowRequest($0) })
   }
 }
 

@@ -2,6 +2,7 @@
 //
 //     GET    /healthz             is the pool served
 //     GET    /v1/status           figures of pool and daemon
+//     GET    /v1/latency          figures of the disks in use, streamed, in no particular order
 //     GET    /v1/disks            all disks, streamed, in no particular order
 //     POST   /v1/disks            create one
 //     GET    /v1/disks/NAME       one disk
@@ -33,6 +34,10 @@ struct Routes: Sendable {
     router.get("/v1/status") { request, _ in
       _ = try await request.json(NoFields.self, absent: NoFields())
       return try Response.json(await service.status())
+    }
+    router.get("/v1/latency") { request, _ in
+      _ = try await request.json(NoFields.self, absent: NoFields())
+      return try await Response.list(LatencyPager(service: service))
     }
     addDisks(to: router)
     addSnapshots(to: router)

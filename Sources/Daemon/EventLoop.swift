@@ -115,9 +115,11 @@ package final class EventLoop<E: BlockEngine> {
   private func turn(mayWait: Bool) -> Bool {
     reactor.enter(waiting: mayWait ? patience() : 0)
     let now = monotonicNanoseconds()
+    engine.observe(now: now)
     while let event = reactor.nextEvent() { dispatch(event, now: now) }
     frontEnd.submit(to: engine)
     engine.step(now: now, wallClock: wallClockNanoseconds())
+    engine.observe(now: monotonicNanoseconds())
     drain()
     frontEnd.resumeWaiting(now: now)
     var hasMore = frontEnd.submit(to: engine)

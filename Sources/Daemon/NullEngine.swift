@@ -60,6 +60,7 @@ package final class NullEngine: BlockEngine {
       figures.state = .online
       return .status(figures)
     case .scrub, .scrubProgress: return .scrub(ScrubReport())
+    case .latency: return .latency([], next: nil)
     case .stop:
       isStopped = true
       return .done

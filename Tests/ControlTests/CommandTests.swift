@@ -172,7 +172,8 @@ struct CommandTests {
       ["disk", "set", "a"], ["disk", "set", "a", "x=1"], ["disk", "set", "a", "comment"],
       ["disk", "set", "a", "read_only=yes"], ["disk", "set", "a", "read_only=on", "read_only=off"],
       ["status", "--api", "nowhere"], ["status", "--api", "unix:/x", "--pool", "/x"],
-      ["status", "--frob"], ["status"], ["serve"],
+      ["status", "--frob"], ["status"], ["serve"], ["top", "--interval", "0", "--pool", "/x"],
+      ["top", "--once", "-n", "2", "--pool", "/x"], ["top", "-n", "0", "--pool", "/x"],
       ["snapshot", "create"], ["snapshot", "create", "a"], ["snapshot", "create", "a@"],
       ["snapshot", "create", "a@.."], ["snapshot", "create", "a@b/c"],
       ["snapshot", "create", "@s"],
@@ -210,7 +211,7 @@ struct CommandTests {
       ["disk", "resize"], ["disk", "set"], ["disk", "delete"], ["status"], ["flush"], ["scrub"],
       ["snapshot"], ["snapshot", "create"], ["snapshot", "list"], ["snapshot", "delete"],
       ["snapshot", "rollback"], ["snapshot", "rename"], ["snapshot", "hold"],
-      ["snapshot", "release"], ["snapshot", "diff"], ["clone"],
+      ["snapshot", "release"], ["snapshot", "diff"], ["clone"], ["top"],
     ])
   func help(command: [String]) async throws {
     try await blocking {

@@ -18,6 +18,8 @@ final class FakeEngine: Sendable {
     var onSnapshot: (@Sendable () -> Void)?
     var scrub = ScrubReport()
     var status = PoolStatus()
+    /// By disk; each call of `latency` counts one write of 4 KiB and 1 ms more on each.
+    var latencies: [DiskLatency] = []
     /// What the next request other than `status` is answered with.
     var refusal: ControlError?
     /// After this many pages a list fails.
@@ -71,6 +73,7 @@ extension FakeEngine.State {
       flushes += 1
       return .done
     case .scrub, .scrubProgress: return .scrub(scrub)
+    case .latency(let cursor, let limit): return latency(from: Int(cursor ?? 0), limit: limit)
     case .snapshot, .listSnapshots, .deleteSnapshot, .renameSnapshot, .holdSnapshot, .rollback,
       .clone, .diff:
       return answerSnapshots(request)
@@ -84,6 +87,17 @@ extension FakeEngine.State {
     let end = min(order.count, start + limit)
     let page = order[start..<end].map { disks[$0]! }
     return .disks(page, next: end < order.count ? UInt64(end) : nil)
+  }
+
+  private mutating func latency(from start: Int, limit: Int) -> ControlReply {
+    let end = min(latencies.count, start + limit)
+    for i in start..<end {
+      latencies[i].uptimeNanoseconds += 100_000_000
+      latencies[i].figures.record(
+        .write, OperationTime(total: 1_000_000, queue: 250_000), bytes: 4096)
+    }
+    if end == latencies.count { status.uptimeNanoseconds += 100_000_000 }
+    return .latency(Array(latencies[start..<end]), next: end < latencies.count ? UInt64(end) : nil)
   }
 
   private mutating func change(_ request: ControlRequest) -> ControlReply {

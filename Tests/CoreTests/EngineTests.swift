@@ -15,6 +15,9 @@ final class MemoryPool {
   /// An errno instead of the operation; 0 to carry it out.
   var fault: (DeviceOp) -> Int32 = { _ in 0 }
   private(set) var deviceReads = 0
+  /// How many nanoseconds an operation takes.
+  var delay: (DeviceOp) -> UInt64 = { _ in 0 }
+  private var delayed: [(due: UInt64, op: DeviceOp)] = []
 
   init(
     logMiB: Int = 17, volumesMiB: [Int] = [64], isSparse: Bool = false,
@@ -75,8 +78,18 @@ final class MemoryPool {
 
   /// One step of the engine, and a millisecond.
   func turn() {
+    engine.observe(now: now)
+    for (_, op) in delayed.filter({ $0.due <= now }) { engine.complete(perform(op)) }
+    delayed.removeAll { $0.due <= now }
     engine.step(now: now, wallClock: now)
-    while let op = engine.nextDeviceOp() { engine.complete(perform(op)) }
+    while let op = engine.nextDeviceOp() {
+      let delay = delay(op)
+      if delay > 0 {
+        delayed.append((now + delay, op))
+      } else {
+        engine.complete(perform(op))
+      }
+    }
     while let c = engine.nextCompletion() { completions.append(c) }
     while let (token, reply) = engine.nextControlReply() { replies[token] = reply }
     now += 1_000_000
@@ -135,6 +148,7 @@ final class MemoryPool {
     }
     let token = nextToken
     nextToken += 1
+    engine.observe(now: now)
     let isTaken = engine.submit(
       BlockRequest(
         operation: operation, disk: disk, offset: offset, length: UInt64(length),

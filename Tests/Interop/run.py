@@ -18,6 +18,7 @@ import snapshots  # noqa: E402, F401
 import full_pool  # noqa: E402, F401
 import damage  # noqa: E402, F401
 import scale  # noqa: E402, F401
+import latency  # noqa: E402, F401
 from sluicetest import runner  # noqa: E402
 
 if __name__ == "__main__":

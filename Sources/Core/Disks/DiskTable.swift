@@ -6,7 +6,14 @@ package final class DiskTable {
   private var freePlaces: [UInt32] = []
   private var byObject: [ObjectID: VirtualDisk] = [:]
 
-  package init() {}
+  /// Disks that have figures, and how many may.
+  private var measured = 0
+  private let measuredLimit: Int
+  /// Where the search for figures to give up goes on.
+  private var measuredHand = 0
+
+  /// - Parameter measuredLimit: of disks with figures, which take some 8 KiB each.
+  package init(measuredLimit: Int = 1024) { self.measuredLimit = measuredLimit }
 
   package var count: Int { byObject.count }
   /// Places run from 0 to below this number.
@@ -45,9 +52,43 @@ package final class DiskTable {
     return disk
   }
 
+  /// The disk's figures, begun now if it has none. Nil when too many others have some and are in
+  /// use: then it is not measured, for now.
+  package func measure(_ disk: VirtualDisk) -> UnsafeMutablePointer<DiskFigures>? {
+    if let figures = disk.figures { return figures }
+    guard measured < measuredLimit || giveUpFigures() else { return nil }
+    let figures = UnsafeMutablePointer<DiskFigures>.allocate(capacity: 1)
+    figures.initialize(to: DiskFigures())
+    disk.figures = figures
+    measured += 1
+    return figures
+  }
+
+  /// Takes the figures from a disk without clients. Looks at some of the disks only, others each
+  /// time.
+  private func giveUpFigures() -> Bool {
+    for _ in 0..<min(64, places.count) {
+      measuredHand = (measuredHand + 1) % places.count
+      guard let disk = places[measuredHand], disk.connections == 0, disk.figures != nil else {
+        continue
+      }
+      dropFigures(disk)
+      return true
+    }
+    return false
+  }
+
+  private func dropFigures(_ disk: VirtualDisk) {
+    guard let figures = disk.figures else { return }
+    figures.deallocate()
+    disk.figures = nil
+    measured -= 1
+  }
+
   /// Forgets a disk that nothing refers to any more.
   package func remove(_ disk: VirtualDisk) {
     invariant(holder(of: disk.handle) === disk, "a disk is removed twice")
+    dropFigures(disk)
     places[Int(disk.place)] = nil
     generations[Int(disk.place)] = max(generations[Int(disk.place)], disk.handleGeneration)
     byObject[disk.object] = nil

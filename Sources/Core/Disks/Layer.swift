@@ -82,6 +82,8 @@ package struct LayerTable {
   private var slots: [Layer?] = []
   private var free: [UInt32] = []
 
+  package init() {}
+
   @inline(__always)
   package subscript(slot: UInt32) -> Layer? {
     Int(slot) < slots.count ? slots[Int(slot)] : nil

@@ -28,12 +28,17 @@ package final class VirtualDisk {
   package var streams = [ReadStream](repeating: ReadStream(), count: 4)
   package var oldestStream = 0
 
+  /// What is counted for it, since its first request; see `DiskTable.measure`.
+  package var figures: UnsafeMutablePointer<DiskFigures>?
+
   package init(place: UInt32, object: ObjectID, handleGeneration: UInt32, layer: Layer) {
     self.place = place
     self.object = object
     self.handleGeneration = handleGeneration
     self.layer = layer
   }
+
+  deinit { figures?.deallocate() }
 
   package var isSnapshot: Bool { record?.kind == .snapshot }
   package var handle: DiskHandle { DiskHandle(place: place, generation: handleGeneration) }

@@ -39,6 +39,9 @@ package enum ControlRequest: Sendable {
   case open(name: String)
   case close(DiskHandle)
   case status
+  /// What is counted of up to `limit` disks, in no order; `cursor` as for `list`. Disks that had no
+  /// request since they came into memory are left out.
+  case latency(cursor: UInt64?, limit: Int)
   /// Everything logged or deleted before the call is destaged, checkpointed, and its space free.
   case flush
   /// Verify every block in use; replies once, at the end.
@@ -208,7 +211,47 @@ package struct PoolStatus: Sendable {
   package var ioErrors: UInt64 = 0
   package var recoveryNanoseconds: UInt64 = 0
   package var recoveryFrames: UInt64 = 0
+  /// By `OperationKind`, since start.
+  package var latency: [OperationLatency] = []
+  /// The slowest operations since start, the slowest first.
+  package var slowest: [SlowOperation] = []
+  /// Of this minute and the one before.
+  package var slowestRecently: [SlowOperation] = []
   package init() {}
+}
+
+/// How long operations of one kind took.
+package struct OperationLatency: Equatable, Sendable {
+  package var total: LatencySummary
+  package var queue: LatencySummary
+  package var service: LatencySummary
+
+  package init(_ figures: OperationFigures) {
+    total = LatencySummary(figures.total)
+    queue = LatencySummary(figures.queue)
+    service = LatencySummary(figures.service)
+  }
+}
+
+/// What is counted of one disk or snapshot since it came into memory: when it was first opened, or
+/// when it was opened again after it had neither client nor anything in the log.
+package struct DiskLatency: Sendable {
+  package var name: String
+  package var id: ObjectID
+  package var connections: Int
+  /// Of the engine, when the figures were taken.
+  package var uptimeNanoseconds: UInt64
+  package var figures: DiskFigures
+
+  package init(
+    name: String, id: ObjectID, connections: Int, uptimeNanoseconds: UInt64, figures: DiskFigures
+  ) {
+    self.name = name
+    self.id = id
+    self.connections = connections
+    self.uptimeNanoseconds = uptimeNanoseconds
+    self.figures = figures
+  }
 }
 
 package struct ScrubReport: Sendable {
@@ -232,6 +275,8 @@ package enum ControlReply: Sendable {
   case changes([ChangedRange], next: UInt64?)
   case opened(DiskHandle, size: UInt64, readOnly: Bool)
   case status(PoolStatus)
+  /// `next` is the cursor to go on from, nil at the end.
+  case latency([DiskLatency], next: UInt64?)
   case scrub(ScrubReport)
   case failed(ControlError)
 }

@@ -18,7 +18,7 @@ package final class Engine: BlockEngine {
   var parts: ReadPartTable
 
   // Queues.
-  private var completions = RingQueue<BlockCompletion>(capacity: 256)
+  private var completions = RingQueue<FinishedRequest>(capacity: 256)
   private var replies = RingQueue<(token: UInt64, reply: ControlReply)>(capacity: 16)
   /// Writes waiting for room in a frame, or for credit.
   var admission = RequestList()
@@ -59,6 +59,7 @@ package final class Engine: BlockEngine {
   // Time.
   private(set) var now: UInt64 = 0
   private(set) var wallClock: UInt64 = 0
+  let latency: LatencyMonitor
   private var started: UInt64 = 0
   private var lastWrite: UInt64 = 0
   var probeAt: UInt64 = .max
@@ -96,6 +97,7 @@ package final class Engine: BlockEngine {
     pool = Pool(configuration)
     destager = Destager(pool)
     requests = RequestTable(capacity: configuration.requestSlots + 512)
+    latency = LatencyMonitor(slots: requests.capacity)
     parts = ReadPartTable(capacity: configuration.requestSlots)
     let edges = 512
     edgeArena = AlignedMemory(bytes: edges * blockSize)
@@ -118,6 +120,7 @@ package final class Engine: BlockEngine {
       return false
     }
     requests[slot].state = .waiting
+    latency.accept(slot)
     begin(slot)
     return true
   }
@@ -153,7 +156,11 @@ package final class Engine: BlockEngine {
   }
 
   package func nextDeviceOp() -> DeviceOp? { pool.ops.next() }
-  package func nextCompletion() -> BlockCompletion? { completions.pop() }
+  package func nextCompletion() -> BlockCompletion? {
+    guard let done = completions.pop() else { return nil }
+    measure(done)
+    return done.completion
+  }
   package func nextControlReply() -> (token: UInt64, reply: ControlReply)? { replies.pop() }
 
   package var wakeup: UInt64 {
@@ -180,6 +187,7 @@ package final class Engine: BlockEngine {
   package func step(now: UInt64, wallClock: UInt64) {
     self.now = now
     self.wallClock = wallClock
+    observe(now: now)
     if started == 0 { started = now }
     guard failure == nil, !isStopped else { return }
     if let recovery { return stepRecovery(recovery) }
@@ -214,9 +222,9 @@ package final class Engine: BlockEngine {
         lastWrite = now
         logAge.note(frame.sequence, now)
       }
-      let first = frame.firstRequest
+      let (first, sent) = (frame.firstRequest, frame.sent)
       pool.log.applied(frame)
-      finishAll(first, .ok)
+      finishAll(first, .ok, sent: sent)
     }
     if !syncWaiters.isEmpty {
       let durable = pool.log.durableSequence
@@ -227,10 +235,11 @@ package final class Engine: BlockEngine {
   }
 
   /// Requests of frames are linked in order; completes each part.
-  private func finishAll(_ first: Int32, _ status: BlockStatus) {
+  private func finishAll(_ first: Int32, _ status: BlockStatus, sent: UInt64) {
     var slot = first
     while slot >= 0 {
       let next = requests[slot].next
+      latency.enter(slot, .log, at: sent)
       writeEnded(slot, status)
       slot = next
     }
@@ -418,7 +427,9 @@ package final class Engine: BlockEngine {
       return openEpoch()
     }
     guard pool.log.isBroken else { return }
-    while let frame = pool.log.nextVoid() { finishAll(frame.firstRequest, .ioError) }
+    while let frame = pool.log.nextVoid() {
+      finishAll(frame.firstRequest, .ioError, sent: frame.sent)
+    }
     guard !pool.log.isOpen else { return }
     for waiter in syncWaiters { finish(waiter.slot, .ioError) }
     syncWaiters.removeAll()
@@ -748,7 +759,9 @@ package final class Engine: BlockEngine {
       jobRequestEnded(job, status)
     } else {
       completions.push(
-        BlockCompletion(token: done.request.token, status: status, count: count))
+        FinishedRequest(
+          completion: BlockCompletion(token: done.request.token, status: status, count: count),
+          request: done.request, times: latency.end(slot)))
     }
   }
 }

@@ -3,7 +3,8 @@
 ///
 /// A turn of the loop: `complete` for each device completion, `submit` and `control` for what
 /// clients sent, then `step` once, then drain the three queues. `step` is where gathered writes
-/// become a frame, so one turn is one group commit.
+/// become a frame, so one turn is one group commit. Who wants true figures of latency calls
+/// `observe` at the turn's start and before the drain.
 package protocol BlockEngine: AnyObject {
   /// Takes a block request; false when every request slot is in use: keep it, stop reading from
   /// that client, and try again after the next completion.
@@ -15,6 +16,11 @@ package protocol BlockEngine: AnyObject {
   /// Does the work that the turn's events made possible. `now` is monotonic nanoseconds,
   /// `wallClock` nanoseconds since 1970.
   func step(now: UInt64, wallClock: UInt64)
+
+  /// Tells the time, in monotonic nanoseconds, to the figures of latency; nothing that the engine
+  /// does depends on it. At the start of a turn's events, and again before outcomes are taken:
+  /// what happens in between has the time of the start.
+  func observe(now: UInt64)
 
   /// The next device operation to issue, until nil.
   func nextDeviceOp() -> DeviceOp?
@@ -32,4 +38,8 @@ package protocol BlockEngine: AnyObject {
   var isStopped: Bool { get }
   /// A sentence when the engine can't go on (damage found in recovery, say); the loop ends.
   var failure: String? { get }
+}
+
+extension BlockEngine {
+  package func observe(now: UInt64) {}
 }

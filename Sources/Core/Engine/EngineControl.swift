@@ -105,6 +105,7 @@ extension Engine {
         return try diff(old, new, from: from, limit: limit)
       case .close: return .done
       case .status: return .status(status())
+      case .latency(let cursor, let limit): return diskLatencies(cursor, limit)
       case .flush: return flush(job)
       case .scrub: return try scrub(job)
       case .scrubProgress: return .scrub(scrubber?.report ?? ScrubReport())
@@ -501,6 +502,12 @@ extension Engine {
     s.ioErrors = pool.ioErrors
     s.recoveryNanoseconds = statistics.recoveryNanoseconds
     s.recoveryFrames = statistics.recoveryFrames
+    let figures = latency.figures
+    s.latency = [
+      OperationLatency(figures.pointee.read), OperationLatency(figures.pointee.write),
+      OperationLatency(figures.pointee.flush),
+    ]
+    (s.slowest, s.slowestRecently) = slowOperations()
     return s
   }
 }

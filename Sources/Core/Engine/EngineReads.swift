@@ -98,24 +98,37 @@ extension Engine {
             target.initializeMemory(as: UInt8.self, repeating: 0, count: Int(n) * blockSize)
             requests[slot].resolved += UInt32(n)
           } else if !readLogged(slot, entry, limit: Int(n), target) {
-            return readRetries.append(slot, &requests)
+            return awaitPart(slot)
           }
         case .mapped(let map, let n):
           if !requests[slot].isInternal, ahead.covers(disk.place, block) {
             pool.paths.hit(.readAheadAwaited)
-            return parked.append(slot, &requests)
+            return awaitOther(slot)
           }
           switch try readMapped(slot, disk, map, BlockIndex(block), limit: Int(n), target) {
           case .begun: break
-          case .noPart: return readRetries.append(slot, &requests)
-          case .awaited: return parked.append(slot, &requests)
+          case .noPart: return awaitPart(slot)
+          case .awaited: return awaitOther(slot)
           }
         }
       } catch {
         return park(slot, error)
       }
     }
+    latency.enter(slot, .data)
     if requests[slot].outstanding == 0 { readEnded(slot) }
+  }
+
+  /// Until a part is free.
+  private func awaitPart(_ slot: Int32) {
+    latency.enter(slot, .turn)
+    readRetries.append(slot, &requests)
+  }
+
+  /// Until another read has brought the block into the cache.
+  private func awaitOther(_ slot: Int32) {
+    latency.enter(slot, .data)
+    parked.append(slot, &requests)
   }
 
   /// Where the newest counting version of a block is.
@@ -149,6 +162,7 @@ extension Engine {
 
   /// Parks a read (or status) until metadata is there.
   private func park(_ slot: Int32, _ wait: SpaceWait) {
+    latency.enter(slot, wait.stage)
     switch wait {
     case .node(let pointer):
       parked.append(slot, &requests)

@@ -28,6 +28,7 @@ extension Engine {
       if beginLarge(slot, disk) { return }
     }
     requests[slot].state = .waiting
+    latency.enter(slot, .admission)
     admission.append(slot, &requests)
   }
 
@@ -65,6 +66,7 @@ extension Engine {
   private func awaitBlocks(_ slot: Int32) {
     pool.paths.hit(.partialWriteWaited)
     requests[slot].isBlockWaiter = true
+    latency.enter(slot, .turn)
     blockWaiters.append(slot, &requests)
   }
 
@@ -95,6 +97,7 @@ extension Engine {
     pool.paths.hit(.partialWrite)
     partialWrites.append(slot)
     requests[slot].state = .waiting
+    latency.enter(slot, .data)
     requests[slot].outstanding = (needsHead ? 1 : 0) + (needsTail ? 1 : 0)
     if needsHead {
       requests[slot].head = edgeMemory.removeLast()
@@ -185,6 +188,7 @@ extension Engine {
       requests[slot].homeCount = Int32(count)
     } catch {
       if case .node(let pointer) = error {
+        latency.enter(slot, .metadata)
         parked.append(slot, &requests)
         startLoad(pointer)
         return true
@@ -194,6 +198,7 @@ extension Engine {
     }
     pool.paths.hit(.largeWrite)
     requests[slot].state = .writingHome
+    latency.enter(slot, .home)
     let home = requests[slot].home
     if pool.fault == .extentRecordBeforeData {
       requests[slot].state = .waiting
@@ -214,6 +219,7 @@ extension Engine {
       requests[slot].spaceTries = 1
     }
     requests[slot].state = .waiting
+    latency.enter(slot, .admission)
     admission.append(slot, &requests)
   }
 
@@ -269,6 +275,7 @@ extension Engine {
   /// Puts the request on the list of the frame that its last record went into.
   private func attach(_ slot: Int32, _ frame: LogWriter.Frame, _ disk: VirtualDisk?) {
     requests[slot].state = .logged
+    latency.enter(slot, .gather)
     requests[slot].next = -1
     if frame.firstRequest < 0 {
       frame.firstRequest = slot
@@ -448,6 +455,7 @@ extension Engine {
 
   /// A write that found no space, or needs metadata to know.
   private func awaitSpace(_ slot: Int32, _ wait: SpaceWait) {
+    latency.enter(slot, wait.stage)
     switch wait {
     case .node(let pointer):
       parked.append(slot, &requests)
@@ -511,6 +519,7 @@ extension Engine {
     guard log.isOpen, !log.isBroken else { return finish(slot, .ioError) }
     log.requestSync()
     requests[slot].state = .logged
+    latency.enter(slot, .log)
     syncWaiters.append((log.appliedSequence, slot))
   }
 }

@@ -47,6 +47,8 @@ package final class LogWriter {
     fileprivate(set) package var nextPosition: UInt64 = 0
     fileprivate var writtenDurably = false
     package var mustBeDurable = false
+    /// When it was sent, by `LogWriter.clock`.
+    fileprivate(set) package var sent: UInt64 = 0
     /// Intrusive list of the requests that wait for this frame: first and last slot, -1 for none.
     package var firstRequest: Int32 = -1
     package var lastRequest: Int32 = -1
@@ -102,6 +104,8 @@ package final class LogWriter {
   private var syncWanted = false
   private var plainBytes: UInt64 = 0
   package var checkpoint: UInt64 = 0
+  /// Monotonic nanoseconds, for the figures of latency only.
+  package var clock: UInt64 = 0
   package var fault: PlantedFault?
   package var paths = RarePathCounters()
 
@@ -346,6 +350,7 @@ package final class LogWriter {
       if frame.mustBeDurable || plainBytes > Self.maximumUnsynced { syncWanted = true }
     }
     if frame.records > 0 { lastDataSequence = frame.sequence }
+    frame.sent = clock
     inFlight += 1
     line.push(frame.index)
     ops.issue(
