@@ -130,6 +130,7 @@ package final class EventLoop<E: BlockEngine> {
 
   /// Nanoseconds that the ring may wait.
   private func patience() -> UInt64 {
+    if frontEnd.awaitsSends, reactor.hasQuietSends { return 0 }
     var until = min(engine.wakeup, frontEnd.wakeup)
     if case .finishing(let deadline) = phase { until = min(until, deadline) }
     if until == .max { return .max }

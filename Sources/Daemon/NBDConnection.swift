@@ -21,11 +21,14 @@ final class NBDConnection {
 
   var isReceiving = false
   var isSending = false
+  var sendingBytes = 0
   /// When the receive or send under way was started (monotonic nanoseconds).
   var receivingSince: UInt64 = 0
   var sendingSince: UInt64 = 0
   /// Whether the receive under way goes to pool memory and not to the session's own.
   var receivesPayload = false
+  /// The socket did not take all of the last message: wait until it takes more.
+  var mustSendPatiently = false
   /// The last receive left the socket empty.
   var isDrained = true
 

@@ -161,6 +161,7 @@ final class NBDFrontEnd {
   func sent(slot: Int, result: Int32) {
     let connection = existing(slot)
     connection.isSending = false
+    connection.mustSendPatiently = Int(result) < connection.sendingBytes
     if result < 0 && result != -EINTR && result != -EAGAIN { connection.isDead = true }
     connection.session.sent(max(0, Int(result)))
     touch(slot)
@@ -295,8 +296,11 @@ final class NBDFrontEnd {
     connection.message.pointee.msg_iovlen = count
     connection.isSending = true
     connection.sendingSince = now
+    connection.sendingBytes = connection.vector[..<count].reduce(0) { $0 + $1.iov_len }
     reactor.send(
-      socket: slot, descriptor: connection.descriptor, message: connection.message)
+      socket: slot, descriptor: connection.descriptor, message: connection.message,
+      bytes: connection.sendingBytes,
+      patiently: connection.mustSendPatiently || connection.session.awaitsSend || isStopping)
   }
 
   private func receive(_ slot: Int, _ connection: NBDConnection, now: UInt64) {
@@ -372,6 +376,9 @@ final class NBDFrontEnd {
     existing(victim).isDead = true
     touch(victim)
   }
+
+  /// Whether a send's end lets go on what nothing else does.
+  var awaitsSends: Bool { !waiting.isEmpty }
 
   /// When `settle` and `resumeWaiting` want to be called although nothing happens, or `UInt64.max`.
   var wakeup: UInt64 {

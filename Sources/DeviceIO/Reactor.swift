@@ -57,6 +57,13 @@ package final class Reactor {
   private var discards: DiscardWorker?
   private var wakeCount: UnsafeMutablePointer<UInt64>
 
+  /// Bytes of each socket's send that has no completion when the socket takes all of it at once, as
+  /// it nearly always does: a completion would end the wait of a turn in which nothing else has
+  /// happened. 0 without such a send.
+  private var quietBytes: [Int32]
+  /// The sockets of these sends, in order; told of when the completions that failed ones have were.
+  private var quietSends = RingQueue<Int>(capacity: 64)
+
   /// Device operations that were submitted and whose completion has not been returned.
   package var deviceOpsUnderWay: Int { slotCount - freeSlots.count + finished.count }
   /// Everything under way but the standing read of the wake-up.
@@ -74,6 +81,7 @@ package final class Reactor {
     freeSlots = (0..<Int32(deviceOps)).reversed()
     wakeCount = .allocate(capacity: 1)
     wakeCount.initialize(to: 0)
+    quietBytes = Array(repeating: 0, count: ring.hasQuietEntries ? sockets : 0)
     readWaker()
   }
 
@@ -216,11 +224,22 @@ package final class Reactor {
       Self.data(.receive, socket))
   }
 
-  /// Sends `message`; it and its vector stay in place until the next `enter`, the bytes until the
-  /// event.
-  package func send(socket: Int, descriptor: Int32, message: UnsafePointer<msghdr>) {
-    sluice_prep_send(ring.entry(), descriptor, message, Self.data(.send, socket))
+  /// Sends `message`, which has `bytes`; it and its vector stay in place until the next `enter`, the
+  /// bytes until the event. `patiently`: the event comes when the socket has taken some of it. Else
+  /// the socket takes what it can at once, and the event comes with the next one of anything else.
+  package func send(
+    socket: Int, descriptor: Int32, message: UnsafePointer<msghdr>, bytes: Int, patiently: Bool
+  ) {
+    let isQuiet = !patiently && socket < quietBytes.count && bytes > 0 && bytes <= Int32.max
+    sluice_prep_send(
+      ring.entry(), descriptor, message, isQuiet ? 1 : 0, Self.data(.send, socket))
+    guard isQuiet else { return }
+    quietBytes[socket] = Int32(bytes)
+    quietSends.push(socket)
   }
+
+  /// Whether there are sends whose events come with the next one of anything else.
+  package var hasQuietSends: Bool { !quietSends.isEmpty }
 
   // MARK: Turns
 
@@ -248,6 +267,7 @@ package final class Reactor {
         let hasMore = withUnsafePointer(to: completion) { sluice_socket_has_more($0) != 0 }
         return .received(socket: index, result: completion.result, hasMore: hasMore)
       case .send:
+        if index < quietBytes.count { quietBytes[index] = 0 }
         return .sent(socket: index, result: completion.result)
       case .wake:
         readWaker()
@@ -256,6 +276,19 @@ package final class Reactor {
       case .cancel:
         break
       }
+    }
+    return nextQuietSend()
+  }
+
+  private func nextQuietSend() -> Event? {
+    guard ring.isSubmitted else { return nil }
+    while let socket = quietSends.pop() {
+      let bytes = quietBytes[socket]
+      // One that failed was told of by its completion.
+      if bytes == 0 { continue }
+      quietBytes[socket] = 0
+      ring.endedQuietly()
+      return .sent(socket: socket, result: bytes)
     }
     return nil
   }

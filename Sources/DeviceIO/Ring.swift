@@ -49,6 +49,15 @@ struct Ring: ~Copyable {
     reaped.deallocate()
   }
 
+  /// Whether an entry may have no completion when it succeeds (Linux 5.17).
+  var hasQuietEntries: Bool { sluice_ring_has_quiet(ring) != 0 }
+
+  /// Whether the kernel has taken every entry.
+  var isSubmitted: Bool { sluice_ring_is_submitted(ring) != 0 }
+
+  /// An entry has ended that has no completion.
+  mutating func endedQuietly() { underWay -= 1 }
+
   /// An entry to prepare; a full queue is submitted first.
   mutating func entry() -> UnsafeMutablePointer<io_uring_sqe> {
     underWay += 1

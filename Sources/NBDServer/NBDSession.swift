@@ -336,6 +336,10 @@ package final class NBDSession {
     if phase >= .draining { settleEnd() }
   }
 
+  /// Whether a send's end lets go on what nothing else does: it frees what input waits for, or the
+  /// connection ends with it.
+  package var awaitsSend: Bool { stall != .none || phase != .transmission }
+
   // MARK: End
 
   /// The server stops: takes no more input, serves what was taken, then wants to be closed.

@@ -369,9 +369,10 @@ extension Profile {
       $0.mostSnapshots = 20
       $0.faultEvery = 200
       $0.faults = [
-        .init(.logWriteErrors, 3), .init(.logReadErrors, 1), .init(.volumeReadErrors, 2),
-        .init(.volumeWriteErrors, 3), .init(.volumeFlushErrors, 2), .init(.volumeGone, 1),
-        .init(.volumeHangs, 1), .init(.flippedData, 3), .init(.flippedLog, 2),
+        .init(.logWriteErrors, 3), .init(.logFlushErrors, 2), .init(.logReadErrors, 1),
+        .init(.volumeReadErrors, 2), .init(.volumeWriteErrors, 3), .init(.volumeFlushErrors, 2),
+        .init(.volumeGone, 1), .init(.volumeHangs, 1), .init(.flippedData, 3),
+        .init(.flippedLog, 2),
       ]
     },
     // Clones of clones by the dozen, each with a few writes of its own.

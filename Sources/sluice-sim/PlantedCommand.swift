@@ -45,6 +45,7 @@ struct PlantedCommand: ParsableCommand {
   private static let profiles: [PlantedFault: String] = [
     .inPlaceBeforeLogDurable: "lazy-log",
     .noFlushInRecovery: "lazy-kill",
+    .tailNotRewritten: "failing-log",
     .lockNotAwaited: "killed",
     .punchAfterReuse: "full-pool",
     .checkpointNotExactPrefix: "lazy-log",

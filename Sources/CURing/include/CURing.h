@@ -137,10 +137,22 @@ static inline int sluice_socket_has_more(const struct sluice_completion *c) {
   return (c->flags & IORING_CQE_F_SOCK_NONEMPTY) != 0;
 }
 
+// `quiet`: the socket takes all of it now, and there is no completion; else the completion says how
+// much it took.
 static inline void sluice_prep_send(
-    struct io_uring_sqe *e, int fd, const struct msghdr *message, uint64_t data) {
-  io_uring_prep_sendmsg(e, fd, message, MSG_NOSIGNAL);
+    struct io_uring_sqe *e, int fd, const struct msghdr *message, int quiet, uint64_t data) {
+  io_uring_prep_sendmsg(e, fd, message, MSG_NOSIGNAL | (quiet ? MSG_DONTWAIT | MSG_WAITALL : 0));
+  if (quiet) e->flags |= IOSQE_CQE_SKIP_SUCCESS;
   e->user_data = data;
+}
+
+static inline int sluice_ring_has_quiet(const struct io_uring *ring) {
+  return (ring->features & IORING_FEAT_CQE_SKIP) != 0;
+}
+
+// Whether the kernel has taken all that was prepared.
+static inline int sluice_ring_is_submitted(const struct io_uring *ring) {
+  return io_uring_sq_ready(ring) == 0;
 }
 
 static inline void sluice_prep_cancel(struct io_uring_sqe *e, uint64_t target, uint64_t data) {

@@ -17,6 +17,8 @@ package enum PlantedFault: String, CaseIterable, Sendable {
   case volumeNotFlushed
   /// Recovery serves without having flushed log and volumes (R6).
   case noFlushInRecovery
+  /// Recovery counts on frames that a device shows after a failed flush (R7).
+  case tailNotRewritten
   /// The cache keeps an old block after it was overwritten (R9).
   case staleCacheAfterOverwrite
   /// A freed run is punched when it may have been allocated anew (R16).

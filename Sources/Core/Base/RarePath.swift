@@ -36,6 +36,7 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case rolledBack
   case readAheadAwaited
   case deltaFolded
+  case tailRewritten
 }
 
 package struct RarePathCounters: Sendable {

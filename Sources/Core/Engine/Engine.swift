@@ -86,6 +86,9 @@ package final class Engine: BlockEngine {
   var epochInFlight: Epoch?
   private var destagerAgain = false
   private var applyingSequence: FrameSequence = 0
+  /// Homes of large writes whose records are in frames that will not count, until a new epoch is
+  /// durable.
+  var voidHomes: [BlockRun] = []
   private var homesToFree = RingQueue<(sequence: FrameSequence, home: BlockRun)>(capacity: 64)
   private var backingInFlight: [DeviceRange?] = []
   private var punchInFlight: [DeviceRange?] = []
@@ -627,6 +630,8 @@ package final class Engine: BlockEngine {
     guard fill >= Self.paceFrom, !destager.isHeld else { return true }
     if !isThrottled {
       isThrottled = true
+      // What was let in freely is no debt.
+      credit = max(credit, 0)
       pool.paths.hit(.throttled)
     }
     return credit > 0

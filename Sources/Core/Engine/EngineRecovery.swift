@@ -2,15 +2,16 @@
 // one as well.
 //
 //     flush log and volumes (R6) ─▶ read root rings and epoch records ─▶ newest root; written to
-//     the volumes that lack it ─▶ open vSpace ─▶ replay the log ─▶ reserve the homes of large
-//     writes ─▶ new epoch, durable ─▶ serve
+//     the volumes that lack it ─▶ open vSpace ─▶ replay the log ─▶ write its tail once more,
+//     durable ─▶ reserve the homes of large writes ─▶ new epoch, durable ─▶ serve
 //
 // Nothing is written before the newest root is chosen and found to be no older than what the log
 // names (R19). The caller holds the exclusive locks of the members.
 
 final class Recovery {
   enum Stage {
-    case begin, flushing, reading, space, replaying, reserving, completingRoots, epoch
+    case begin, flushing, reading, space, replaying, rewritingTail, reserving
+    case completingRoots, epoch
   }
 
   let pool: Pool
@@ -28,6 +29,11 @@ final class Recovery {
   var hasHomes = false
   var reserveCursor = IndexKey(raw: 0)
   var spaceBlocked = false
+  /// The log's tail that is still to be written once more; whether its next piece is in memory.
+  var tail: Range<UInt64> = 0..<0
+  var tailWasRead = false
+  lazy var tailMemory = AlignedMemory(bytes: Self.tailPiece)
+  static let tailPiece = 1 << 20
 
   init(_ pool: Pool) {
     self.pool = pool
@@ -82,7 +88,7 @@ extension Engine {
   private func advanceRecovery(_ recovery: Recovery) throws(SpaceWait) -> Bool {
     if recovery.error != 0, recovery.stage != .replaying {
       fail(
-        "\(deviceName(recovery.failedDevice)) can't be read or flushed (error \(recovery.error)); "
+        "\(deviceName(recovery.failedDevice)) can't be read, written or flushed (error \(recovery.error)); "
           + "check the device and start again")
       return false
     }
@@ -94,6 +100,7 @@ extension Engine {
       try pool.space.open(metadata: pool.root.space)
       startReplay(recovery)
     case .replaying: return stepReplay(recovery)
+    case .rewritingTail: rewriteTail(recovery)
     case .reserving:
       try reserveHomes(recovery)
       completeRoots(recovery)
@@ -237,8 +244,33 @@ extension Engine {
     pool.paths.add(replay.paths)
     statistics.recoveryFrames = replay.frames
     recovery.replay = nil
-    recovery.stage = .reserving
+    recovery.tail = replay.tailPosition..<replay.lastPosition
+    recovery.stage = .rewritingTail
     return true
+  }
+
+  /// Writes the frames once more that nothing calls durable, as they are, before an epoch begins
+  /// behind them that counts on them. The flush that recovery began with does not do: what a failed
+  /// flush or write has left behind, no later flush makes durable.
+  private func rewriteTail(_ recovery: Recovery) {
+    let isLeftOut = pool.fault == .tailNotRewritten || pool.fault == .noFlushInRecovery
+    if recovery.tail.isEmpty || isLeftOut {
+      recovery.stage = .reserving
+      return
+    }
+    let geometry = pool.log.geometry
+    let start = recovery.tail.lowerBound
+    let segmentEnd = geometry.start(ofSegment: geometry.segment(of: start) + 1)
+    let end = min(start + UInt64(Recovery.tailPiece), segmentEnd, recovery.tail.upperBound)
+    recovery.outstanding += 1
+    pool.ops.issue(
+      recovery.tailWasRead ? .writeDurable : .read, .log, offset: geometry.deviceOffset(start),
+      length: end - start, memory: recovery.tailMemory.base, owner: .recovery, index: 0)
+    if recovery.tailWasRead {
+      pool.paths.hit(.tailRewritten)
+      recovery.tail = end..<recovery.tail.upperBound
+    }
+    recovery.tailWasRead.toggle()
   }
 
   /// Homes of large writes that no map has yet must not be handed out (R17).
@@ -327,6 +359,7 @@ extension Engine {
     probeAt = .max
     logBrokenSince = .max
     pool.log.begin(epoch, instant: pool.nextInstant)
+    freeVoidHomes()
     if let recovery {
       statistics.recoveryNanoseconds = now - recovery.startedAt
       becomeReady()

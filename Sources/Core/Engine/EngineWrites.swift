@@ -486,7 +486,9 @@ extension Engine {
     pool.reservedBlocks -= Int(request.reserved)
     delist(slot)
     if !request.home.isNone, !isLogged {
-      pool.space.cancelReservation(request.home, Int(request.homeCount))
+      // Its record may be on the device all the same, and counts if the engine is killed now.
+      let home = BlockRun(request.home, Int(request.homeCount))
+      if request.state == .logged { voidHomes.append(home) } else { cancelHome(home) }
     }
     if let head = request.head { edgeMemory.append(head) }
     if let tail = request.tail { edgeMemory.append(tail) }
@@ -501,6 +503,16 @@ extension Engine {
     if request.isPartial { partialWrites.removeAll { $0 == slot } }
     finish(slot, status)
     wakeBlockWaiters()
+  }
+
+  private func cancelHome(_ home: BlockRun) {
+    pool.space.cancelReservation(home.address, home.count)
+  }
+
+  /// A new epoch is durable: what the last one held and did not count never will.
+  func freeVoidHomes() {
+    for home in voidHomes { cancelHome(home) }
+    voidHomes.removeAll()
   }
 
   private func wakeBlockWaiters() {

@@ -75,6 +75,12 @@ package final class LogReplay {
   package private(set) var lastPosition: UInt64
   package private(set) var lastChain: UInt32
 
+  /// Where the frames begin that count because they are there, and not because one behind them
+  /// calls them durable; `lastPosition` where there are none. What is there need not last: after
+  /// a failed flush a device may show content that it has given up.
+  package var tailPosition: UInt64 { uncertainFrom ?? lastPosition }
+  private var uncertainFrom: UInt64?
+
   private var pending: [PendingFrame] = []
   private var summaries: [UInt64: FrameHeader] = [:]
   private var tables: [UInt64: AlignedMemory] = [:]
@@ -436,6 +442,7 @@ package final class LogReplay {
         "the log is damaged: the record table of frame \(frame.sequence) is not well-formed; run "
           + "`sluice check`")
     }
+    if frame.sequence > watermark, uncertainFrom == nil { uncertainFrom = lastPosition }
     frames += 1
     lastSequence = frame.sequence
     lastPosition = frame.nextPosition
