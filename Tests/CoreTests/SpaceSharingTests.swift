@@ -209,4 +209,40 @@ private final class Lineage {
     #expect(tree.isEmpty && thrown == 1)
     #expect(entries < l.model.count && entries > l.model.count - 250)
   }
+
+  @Test(arguments: [3, 100])
+  func aSubtreeThatItsDeviceRefusesToReadIsGivenUpOnlyAfterSomeTries(refusals: Int) {
+    let l = Lineage(seed: 9)
+    l.change(3000)
+    l.check()
+    let bad = l.space.live([l.tree]).filter { $0.level == 0 }.min { $0.first < $1.first }!
+    let (first, second) = (l.space.device[bad.first], l.space.device[bad.second])
+    (l.space.device[bad.first], l.space.device[bad.second]) = (nil, nil)
+    l.space.restart()
+    let tree = Tree(store: l.space.store, kind: .objects, owner: ObjectID(7), root: l.tree.root)
+    var (entries, refused) = (0, 0)
+    for _ in 0..<1000 {
+      do throws(SpaceWait) {
+        if try tree.pruneSome(maxNodes: 10, abandonDamaged: true, { _ in entries += 1 }) { break }
+      } catch {
+        switch error {
+        case .node(let p): l.space.loadOrDamage(p)
+        case .damaged(let p):
+          #expect(p == bad && l.space.store.isRefused(p))
+          l.space.store.forgetRefusal(p)
+          refused += 1
+          if refused == refusals {
+            (l.space.device[bad.first], l.space.device[bad.second]) = (first, second)
+          }
+        default: Issue.record("unexpected \(error)")
+        }
+      }
+    }
+    #expect(tree.isEmpty)
+    if refusals == 3 {
+      #expect(entries == l.model.count && refused == 3)
+    } else {
+      #expect(entries < l.model.count && entries > l.model.count - 250 && refused == 9)
+    }
+  }
 }

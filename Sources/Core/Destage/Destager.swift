@@ -750,9 +750,20 @@ package final class Destager {
   private func freeDeleted() throws(SpaceWait) -> Bool {
     if !reaper.isSaving {
       for _ in 0..<4 {
-        guard try reaper.advance() else {
-          phase = .commit
-          return true
+        do throws(SpaceWait) {
+          guard try reaper.advance() else {
+            phase = .commit
+            return true
+          }
+        } catch {
+          guard case .damaged(let pointer) = error, pool.store.isRefused(pointer) else {
+            throw error
+          }
+          // Given up, what it points to would never be free: the device is asked again.
+          pool.store.forgetRefusal(pointer)
+          isWaitingForDevice = true
+          retryAt = now + 1_000_000_000
+          return false
         }
         progress += 1
         if let layer = reaper.layerToFold {

@@ -266,7 +266,7 @@ package final class DeadList {
     do throws(SpaceWait) {
       return try tree.descend(key)
     } catch {
-      guard abandonDamaged, case .damaged = error else { throw error }
+      guard abandonDamaged, tree.isGivenUp(error) else { throw error }
       try tree.preparedAbandon(towards: key)
       return nil
     }

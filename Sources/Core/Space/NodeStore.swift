@@ -110,6 +110,9 @@ package final class NodeStore {
   /// The last damaged nodes that were met, oldest first.
   private var damaged: [NodePointer] = []
   private let damagedLimit = 64
+  /// Those of them whose copies a device refused to read, and how often it did: it may read them yet.
+  private var refused: [(pointer: NodePointer, times: Int)] = []
+  private static let mostRefusals = 10
   /// A block for `TreeNode`'s use.
   let scratch: UnsafeMutableRawPointer
   /// A block for `ExtentMap`'s drafts.
@@ -184,6 +187,15 @@ package final class NodeStore {
     return false
   }
 
+  /// Whether the node is only known to be damaged as far as its device refused to read it, some few
+  /// times. Who gives up what damaged nodes point to tries again instead.
+  func isRefused(_ pointer: NodePointer) -> Bool {
+    refused.contains { $0.pointer == pointer && $0.times < Self.mostRefusals }
+  }
+
+  /// A node that was refused is read anew.
+  func forgetRefusal(_ pointer: NodePointer) { damaged.removeAll { $0 == pointer } }
+
   /// Forgets what was found damaged, so that it is read anew, after a repair.
   package func forgetDamage() { damaged.removeAll(keepingCapacity: true) }
 
@@ -211,7 +223,17 @@ package final class NodeStore {
     cache.remove(load.slot)
     if damaged.count == damagedLimit { damaged.removeFirst() }
     damaged.append(load.pointer)
+    if error != 0 { noteRefusal(load.pointer) }
     return .damaged
+  }
+
+  private func noteRefusal(_ pointer: NodePointer) {
+    if let i = refused.firstIndex(where: { $0.pointer == pointer }) {
+      refused[i].times += 1
+      return
+    }
+    if refused.count == damagedLimit { refused.removeFirst() }
+    refused.append((pointer, 1))
   }
 
   // MARK: Changing

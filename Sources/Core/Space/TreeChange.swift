@@ -364,7 +364,7 @@ extension Tree {
     do throws(SpaceWait) {
       slot = try rootSlot()
     } catch {
-      guard abandonDamaged, case .damaged = error else { throw error }
+      guard abandonDamaged, isGivenUp(error) else { throw error }
       store.release(root, of: self)
       becomeClean(.none)
       return
@@ -383,7 +383,7 @@ extension Tree {
       do throws(SpaceWait) {
         if !isShared { slot = try child(node, 0) }
       } catch {
-        guard abandonDamaged, case .damaged = error else { throw error }
+        guard abandonDamaged, isGivenUp(error) else { throw error }
         abandonChild(depth, at: 0)
         return
       }
@@ -393,6 +393,13 @@ extension Tree {
       }
       depth += 1
     }
+  }
+
+  /// Whether the wait names a damaged node for good: one that its device only refuses to read is
+  /// waited for.
+  func isGivenUp(_ wait: SpaceWait) -> Bool {
+    guard case .damaged(let pointer) = wait else { return false }
+    return !store.isRefused(pointer)
   }
 
   /// Removes entry `index` of the interior node at `d` of the path without its child; a child
@@ -413,7 +420,7 @@ extension Tree {
     do throws(SpaceWait) {
       slot = try rootSlot()
     } catch {
-      guard case .damaged = error else { throw error }
+      guard isGivenUp(error) else { throw error }
       store.release(root, of: self)
       becomeClean(.none)
       return
@@ -427,7 +434,7 @@ extension Tree {
       do throws(SpaceWait) {
         slot = try child(node, index)
       } catch {
-        guard case .damaged = error else { throw error }
+        guard isGivenUp(error) else { throw error }
         abandonChild(depth, at: index)
         return
       }
