@@ -189,12 +189,12 @@ package final class NodeStore {
 
   /// Whether the node is only known to be damaged as far as its device refused to read it, some few
   /// times. Who gives up what damaged nodes point to tries again instead.
-  func isRefused(_ pointer: NodePointer) -> Bool {
+  package func isRefused(_ pointer: NodePointer) -> Bool {
     refused.contains { $0.pointer == pointer && $0.times < Self.mostRefusals }
   }
 
   /// A node that was refused is read anew.
-  func forgetRefusal(_ pointer: NodePointer) { damaged.removeAll { $0 == pointer } }
+  package func forgetRefusal(_ pointer: NodePointer) { damaged.removeAll { $0 == pointer } }
 
   /// Forgets what was found damaged, so that it is read anew, after a repair.
   package func forgetDamage() { damaged.removeAll(keepingCapacity: true) }
