@@ -310,7 +310,7 @@ class Snapshotter(threading.Thread):
 
     def __init__(self, server, disks, kept):
         super().__init__(daemon=True)
-        self.api = API(server.directory / "api.sock")
+        self.server = server
         self.disks, self.kept = disks, kept
         self.stopping = threading.Event()
         self.resumed = threading.Event()
@@ -327,8 +327,10 @@ class Snapshotter(threading.Thread):
 
     def take(self):
         name = f"s{self.taken}"
+        # A connection that rested for a minute is closed by the daemon.
+        api = API(self.server.directory / "api.sock")
         began = time.monotonic()
-        self.api.call("POST", "/v1/snapshots",
+        api.call("POST", "/v1/snapshots",
                       {"snapshots": [f"{disk}@{name}" for disk in self.disks]})
         self.slowest = max(self.slowest, time.monotonic() - began)
         self.taken += 1
@@ -336,12 +338,12 @@ class Snapshotter(threading.Thread):
         if len(self.made) > self.kept:
             old = self.made.pop(0)
             for disk in self.disks:
-                self.api.call("DELETE", f"/v1/snapshots/{disk}@{old}")
+                api.call("DELETE", f"/v1/snapshots/{disk}@{old}")
+        api.close()
 
     def finish(self):
         self.stopping.set()
         self.join(60)
-        self.api.close()
         if self.failure is not None:
             raise self.failure
 
