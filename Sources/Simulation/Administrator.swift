@@ -103,6 +103,8 @@ extension Simulation {
 
   func administer(_ request: ControlRequest, _ purpose: ControlCall.Purpose) {
     administrator.isWaiting = true
+    if case .make = purpose { crashSoon() }
+    if case .change(_, .rollback) = purpose { crashSoon() }
     call(request, purpose)
   }
 
@@ -136,8 +138,13 @@ extension Simulation {
     queue.add(.release, after: adminRandom.pick([3_000_000, 3_000_000, profile.longestHold]))
   }
 
-  func releaseDestage() {
+  /// Some crashes find the log full of what was held back.
+  func releaseDestage() throws(Violation) {
     guard administrator.holdsDestage, engine != nil else { return }
+    if phase == .working, crashesLeft > 0, crashRandom.oneIn(4) {
+      nextCrashAt = .max
+      return try crash(crashRandom.oneIn(2) ? .powerCut : .kill)
+    }
     administrator.holdsDestage = false
     call(.holdDestage(false), .releaseDestage)
   }

@@ -25,6 +25,16 @@ extension Simulation {
     }
   }
 
+  /// Some crashes strike while marks are on their way to the log.
+  func crashSoon() {
+    guard crashCountdown == nil, crashesLeft > 0, phase == .working, crashRandom.oneIn(16) else {
+      return
+    }
+    nextCrashAt = .max
+    crashKind = crashRandom.oneIn(3) ? .kill : .powerCut
+    crashCountdown = 1 + crashRandom.below(6)
+  }
+
   /// The engine is gone, now.
   func crash(_ kind: CrashKind) throws(Violation) {
     noteCrash(kind)

@@ -301,6 +301,7 @@ extension Profile {
       ]
     },
     Profile(name: "bit-rot") {
+      $0.weight = 14
       $0.faults = [
         .init(.flippedData, 3), .init(.flippedMetadata, 3), .init(.flippedLog, 2),
       ]
@@ -342,7 +343,7 @@ extension Profile {
     },
     // Trees of snapshots, with crashes everywhere.
     Profile(name: "snapshots") {
-      $0.weight = 25
+      $0.weight = 22
       $0.volumeMiB = 192...384
       $0.disks = 2...4
       $0.diskKiB = 512...4096
@@ -377,7 +378,7 @@ extension Profile {
     },
     // Clones of clones by the dozen, each with a few writes of its own.
     Profile(name: "clone-farm") {
-      $0.weight = 20
+      $0.weight = 14
       $0.volumeMiB = 192...384
       $0.disks = 1...2
       $0.diskKiB = 256...2048
@@ -391,6 +392,19 @@ extension Profile {
       $0.connections = 6...12
       $0.depth = 1...4
       $0.operations = mixedOperations + [.init(.reconnect, 12)]
+    },
+    // Destaging is held until the log is full, with marks in it.
+    Profile(name: "held") {
+      $0.weight = 10
+      $0.logMiB = 9...10
+      $0.volumeMiB = 192...384
+      $0.disks = 2...4
+      $0.diskKiB = 1024...8192
+      $0.hotKiB = 256...2048
+      $0.operations = filling
+      $0.administerEvery = 12
+      $0.administration = marking + [.init(.holdDestage, 12)]
+      $0.longestHold = 300_000_000
     },
     // Snapshots fill what is left of the space.
     Profile(name: "full-snapshots") {

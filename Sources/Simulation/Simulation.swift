@@ -189,7 +189,7 @@ package final class Simulation {
     case .administrator: administratorTurn()
     case .wake: wakeAt = .max
     case .fault: endFaults()
-    case .release: releaseDestage()
+    case .release: try releaseDestage()
     case .start: try start()
     }
   }
