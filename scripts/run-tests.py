@@ -142,7 +142,8 @@ def stages():
         Stage("format", [SWIFT + ["format", "lint", "--strict", "--recursive",
                                   "Package.swift", "Sources", "Tests"]], quiet=True),
         Stage("build", [SWIFT + ["build", *RELEASE, "--product", product]
-                        for product in ("sluice", "sluice-sim", "sluice-cost", "sluice-null")], quiet=True),
+                        for product in ("sluice", "sluice-sim", "sluice-cost", "sluice-null")],
+              quiet=True),
         Stage("unit", [SWIFT + ["test", *RELEASE, *TESTABLE]],
               count=count_swift, quiet=True),
         Stage("budget", [[python, "Tests/Budget/run.py"]], count=count_summary),
@@ -189,7 +190,8 @@ def main():
 def failures_of(stage):
     """The lines of a stage's log that name what failed, for the end of the output."""
     text = (LOGS / f"{stage}.log").read_text(errors="replace")
-    telling = re.compile(r"\u2718 Test (?!run with )|^not ok|^seed \d+ FAILED|not caught by|error:|^FAIL")
+    telling = re.compile(r"\u2718 Test (?!run with )|^not ok|^seed \d+ FAILED|not caught by"
+                         r"|^(?!\S+ Test case passing ).*error:|^FAIL")
     return [f"{stage}: {line.strip()[:300]}" for line in text.splitlines() if telling.search(line)][:20]
 
 

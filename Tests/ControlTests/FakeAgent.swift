@@ -60,6 +60,8 @@ final class FakeAgent: Sendable {
       // What a client before has left behind: half a reply, and a whole one.
       if behaviour == .good { say(#"{"return": 77}"# + "\n" + #"{"ret"#, on: connection) }
       converse(on: connection)
+      // Also where a program that another test starts has inherited the connection.
+      shutdown(connection, Int32(SHUT_RDWR))
       close(connection)
     }
     close(listener)

@@ -140,7 +140,7 @@ private func connectedSocket(to address: ListenAddress) throws -> Int32 {
 
 /// A socket that listens on `path` and whose connections nobody takes care of.
 func listeningSocket(_ path: String) throws -> Int32 {
-  let socket = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+  let socket = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
   var name = unixAddress(path)
   guard withSocketAddress(&name, { bind(socket, $0, $1) }) == 0, listen(socket, 8) == 0 else {
     throw TestFailure(what: "listen on \(path): \(errno)")
