@@ -16,9 +16,11 @@ import time
 import nbd
 
 import loads
+import meter
 from blocks import (BLOCK, GIB, KIB, MIB, Stream, connect, drive, fill, noise, pool, write)
 from sluicetest import tools
 from sluicetest.api import API
+
 
 def interval(pairs):
     """The ratio branch/plain with the ends of its 95% interval: Hodges and Lehmann's estimate with
@@ -45,7 +47,7 @@ def counts_instructions():
     return re.match(r"\d+,", done.stderr) is not None
 
 
-class Meter:
+class BranchMeter:
     """What a daemon did since the meter was started: processor time, instructions where they can
     be counted, bytes of its device I/O, and the I/Os of the device under its pool.
 
@@ -55,27 +57,23 @@ class Meter:
 
     def __init__(self, server):
         self.server = server
-        self.process = server.processes[0].pid
-        number = os.stat(server.directory).st_dev
-        self.device = pathlib.Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
+        self.device = meter.device_of(server.directory)
         self.perf = None
         if counts_instructions():
             self.perf = tools.spawn(
-                ["perf", "stat", "-x,", "-e", "instructions:u", "-p", str(self.process)],
+                ["perf", "stat", "-x,", "-e", "instructions:u", "-p",
+                 str(server.processes[0].pid)],
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             time.sleep(0.2)
         self.before = self.read()
 
     def read(self):
-        io = dict(line.split(": ") for line in
-                  pathlib.Path(f"/proc/{self.process}/io").read_text().splitlines())
-        figures = {"processor_ns": 0, "bytes": int(io["read_bytes"]) + int(io["write_bytes"])}
-        for path in pathlib.Path(f"/proc/{self.process}/task").glob("*/schedstat"):
-            figures["processor_ns"] += int(path.read_text().split()[0])
-        if self.device.exists():
-            fields = [int(word) for word in self.device.read_text().split()]
-            figures["device_ios"] = fields[0] + fields[4]
-            figures["device_bytes"] = (fields[2] + fields[6]) * 512
+        # In nanoseconds, as clock ticks are too coarse for so short a run.
+        tasks = pathlib.Path(f"/proc/{self.server.processes[0].pid}/task").glob("*/schedstat")
+        figures = {"processor_ns": sum(int(task.read_text().split()[0]) for task in tasks),
+                   "bytes": sum(self.server.device_bytes())}
+        if self.device is not None:
+            figures |= meter.device_figures(self.device)
         return figures
 
     def each(self, operations):
@@ -97,12 +95,12 @@ def run_once(server, name, kind, size, operations, seed):
     seed makes the same requests."""
     work = [f"--rw=rand{kind}", "--bs=4k", "--iodepth=32", f"--size={size}", "--norandommap",
             f"--io_size={operations * BLOCK}", f"--randseed={seed}", "--allrandrepeat=1"]
-    meter = Meter(server)
+    cost = BranchMeter(server)
     uri = f"nbd+unix:///{name}?socket={server.socket}"
     group = loads.fio([("job", uri, work)], 300)
     server.settle()
     side = group[kind]
-    return {"iops": side["iops"], **meter.each(side["total_ios"])}
+    return {"iops": side["iops"], **cost.each(side["total_ios"])}
 
 
 def compare(server, branch, plain, kind, size, quick):
@@ -331,7 +329,7 @@ class Snapshotter(threading.Thread):
         api = API(self.server.directory / "api.sock")
         began = time.monotonic()
         api.call("POST", "/v1/snapshots",
-                      {"snapshots": [f"{disk}@{name}" for disk in self.disks]})
+                 {"snapshots": [f"{disk}@{name}" for disk in self.disks]})
         self.slowest = max(self.slowest, time.monotonic() - began)
         self.taken += 1
         self.made.append(name)

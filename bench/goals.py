@@ -42,9 +42,10 @@ def lower_of(*goals):
 
 
 def best(name, key, medians):
-    """(label, figure) of the best of a group, or None when none was measured."""
+    """(label, figure) of the best of a group, or None when none was measured. What is not above 0
+    was not: a difference, such as processor time, lost in what else the machine did."""
     found = [(label, medians[label][key]) for label in GROUPS.get(name, (name,))
-             if label in medians and medians[label].get(key)]
+             if label in medians and (medians[label].get(key) or 0) > 0]
     if not found:
         return None
     return (max if key in MORE else min)(found, key=lambda pair: pair[1])
@@ -64,7 +65,7 @@ def judge(goal, medians):
               "met": None}
     ours = medians.get(goal.of, {}).get(goal.key)
     found = [best(name, goal.key, medians) for name in goal.than]
-    if not ours or None in found:
+    if not ours or ours < 0 or None in found:
         return result
     result["against"] = "+".join(label for label, _ in found)
     if goal.kind == "ratio":

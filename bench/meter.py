@@ -60,6 +60,14 @@ def device_of(path):
     return stat if stat.exists() else None
 
 
+def device_figures(stat):
+    """What a block device has done so far, by its statistics (iostats.rst of the kernel)."""
+    fields = [int(word) for word in stat.read_text().split()]
+    return {"device_ios": fields[0] + fields[4],
+            "device_bytes": (fields[2] + fields[6]) * SECTOR,
+            "device_written": fields[6] * SECTOR}
+
+
 class Meter:
     """Counts from its creation on; `each` says what one of so many operations took."""
 
@@ -77,10 +85,7 @@ class Meter:
                "client": client_seconds(), "own": self.server.processor_seconds(),
                "read": read, "written": written}
         if self.device is not None:
-            fields = [int(word) for word in self.device.read_text().split()]
-            now["device_ios"] = fields[0] + fields[4]
-            now["device_bytes"] = (fields[2] + fields[6]) * SECTOR
-            now["device_written"] = fields[6] * SECTOR
+            now |= device_figures(self.device)
         return now
 
     def since(self):

@@ -10,8 +10,7 @@ do. What the devices in memory take is left out.
 budget.json has the most instructions that an operation of each case may take. A change that makes
 one cheaper lowers its figure there; one that makes it dearer says why. Branches are compared with
 plain disks besides. After many snapshots or clones a disk lies in more and shorter extents, which
-costs a look-up in its map some instructions more, hundreds of the tens of thousands that an
-operation takes with the front end and the kernel.
+costs a look-up in its map some hundred instructions more.
 """
 
 import json

@@ -68,14 +68,6 @@ struct LatencyHistogramTests {
     #expect(histogram([1 << 40, 1 << 41]).quantile(0.5) == 1 << 41)
   }
 
-  @Test("Two merged are one that has recorded the values of both")
-  func merging() {
-    let (a, b) = (values(3, 1000), values(4, 500))
-    var merged = histogram(a)
-    merged.merge(histogram(b))
-    #expect(same(merged, histogram(a + b)))
-  }
-
   @Test("The difference to a former state holds what was recorded since")
   func difference() throws {
     let (a, b) = (values(5, 1000), values(6, 500))

@@ -71,17 +71,6 @@ package struct LatencyHistogram: Sendable {
     for i in 0..<Self.bucketCount { counts[i] /= 2 }
   }
 
-  /// Adds what another one has counted. A bucket that would overflow stays full.
-  package mutating func merge(_ other: Self) {
-    for i in 0..<Self.bucketCount {
-      let (total, overflow) = counts[i].addingReportingOverflow(other.counts[i])
-      counts[i] = overflow ? .max : total
-    }
-    count &+= other.count
-    sum &+= other.sum
-    max = Swift.max(max, other.max)
-  }
-
   /// What was recorded since `earlier`, a former state of this one. Nil where it is none: it was
   /// begun anew, or halved. The largest value is then known by its bucket only.
   package func since(_ earlier: Self) -> Self? {

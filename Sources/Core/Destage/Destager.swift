@@ -48,8 +48,7 @@ package final class Destager {
   private var outstanding = 0
   private var failedOps = 0
   private let rootMemory: AlignedMemory
-  private var nodeWrites: [NodeWrite?] = []
-  private var freeNodeWrites: [Int] = []
+  private let nodes: NodeWriter
   private let reaper: Reaper
 
   /// Transfers in flight at most: few while clients write, for theirs wait behind them in the
@@ -76,6 +75,7 @@ package final class Destager {
   package init(_ pool: Pool) {
     self.pool = pool
     reaper = Reaper(pool)
+    nodes = NodeWriter(pool)
     rootMemory = AlignedMemory(bytes: Int(VolumeLayout.rootCopies) * blockSize)
   }
 
@@ -702,7 +702,7 @@ package final class Destager {
   /// Issues writes of a tree's dirty nodes; false when it has none.
   private func writeOut(_ tree: Tree?) -> Bool {
     guard let tree, tree.isDirty else { return false }
-    issueNodeWrites(only: tree)
+    nodes.write(only: tree, window: window)
     return true
   }
 
@@ -792,68 +792,23 @@ package final class Destager {
 
   /// Writes some dirty nodes out early, so that what is dirty stays bounded.
   private func spillIfNeeded() {
-    guard pool.store.needsSpill else { return }
-    pool.paths.hit(.nodeSpill)
-    issueNodeWrites(only: nil)
+    if pool.store.needsSpill { spill() }
   }
 
-  /// Issues writes of nodes that have no dirty child, of one tree or of all, as far as there is
-  /// room; their parents follow when they are done.
-  private func issueNodeWrites(only tree: Tree?) {
-    let room = min(Self.nodesInFlight, 2 * window) - outstandingNodes
-    guard room > 0 else { return }
-    nodeScratch.removeAll(keepingCapacity: true)
-    pool.store.writeback(into: &nodeScratch, limit: room, only: tree)
-    for write in nodeScratch {
-      let index = freeNodeWrites.popLast() ?? nodeWrites.count
-      if index == nodeWrites.count {
-        nodeWrites.append(nil)
-        nodeCopiesLeft.append(0)
-      }
-      nodeWrites[index] = write
-      outstandingNodes += 1
-      nodeCopiesLeft[index] = 2
-      issueNodeCopy(index, 0)
-      issueNodeCopy(index, 1)
-    }
-  }
   /// Makes room in the cache: writes out what is dirty.
   package func spill() {
     pool.paths.hit(.nodeSpill)
-    issueNodeWrites(only: nil)
+    nodes.write(only: nil, window: window)
   }
-  private static let nodesInFlight = 128
-  private var nodeScratch: [NodeWrite] = []
-  private var outstandingNodes = 0
-  private var nodeCopiesLeft: [Int] = []
-
-  private func issueNodeCopy(_ index: Int, _ copy: Int) {
-    let write = nodeWrites[index]!
-    let address = copy == 0 ? write.first : write.second
-    pool.ops.issue(
-      .write, .volume(address.volume), offset: address.byteOffset, length: UInt64(blockSize),
-      memory: write.memory, owner: .nodeWrite, index: index << 1 | copy)
-  }
-
   package func nodeWriteCompleted(_ token: Int, error: Int32) {
-    let index = token >> 1
-    if error != 0 {
-      pool.ioErrors += 1
-      failedNodeCopies.append(token)
-      waitForDevice()
-      return
-    }
-    nodeCopiesLeft[index] -= 1
-    if nodeCopiesLeft[index] == 0 {
-      if failedNodeCopies.isEmpty { stalledSince = .max }
-      pool.store.writebackDone(nodeWrites[index]!)
-      nodeWrites[index] = nil
-      freeNodeWrites.append(index)
-      outstandingNodes -= 1
+    switch nodes.completed(token, error: error) {
+    case .refused: waitForDevice()
+    case .halfDone: break
+    case .done:
+      if !nodes.hasRefused { stalledSince = .max }
       progress += 1
     }
   }
-  private var failedNodeCopies: [Int] = []
 
   private func commit() throws(SpaceWait) -> Bool {
     try pool.space.commit()
@@ -862,8 +817,8 @@ package final class Destager {
   }
 
   private func writeNodes() throws(SpaceWait) -> Bool {
-    if pool.store.dirtyCount > 0 { issueNodeWrites(only: nil) }
-    guard pool.store.dirtyCount == 0, outstandingNodes == 0 else { return false }
+    if pool.store.dirtyCount > 0 { nodes.write(only: nil, window: window) }
+    guard pool.store.dirtyCount == 0, nodes.inFlight == 0 else { return false }
     durableGoal = pool.log.appliedSequence
     if pool.log.durableSequence < durableGoal { pool.log.requestSync() }
     phase = .logDurable
@@ -978,9 +933,7 @@ package final class Destager {
   package func retryFailed(now: UInt64) {
     guard isWaitingForDevice, now >= retryAt else { return }
     isWaitingForDevice = false
-    let nodes = failedNodeCopies
-    failedNodeCopies.removeAll()
-    for token in nodes { issueNodeCopy(token >> 1, token & 1) }
+    nodes.retry()
     let roots = failedRoots
     failedRoots.removeAll()
     for v in roots { issueRoot(v) }

@@ -36,8 +36,11 @@ package enum RequestStage: Int, CaseIterable, Sendable {
   /// The rest of the turn in which it ended.
   case reply
 
-  package static let count = 9
-  package var isQueue: Bool { rawValue <= Self.gather.rawValue }
+  /// How long a request waited for others.
+  static func queue(_ spent: InlineArray<9, UInt64>) -> UInt64 {
+    spent[turn.rawValue] &+ spent[admission.rawValue] &+ spent[space.rawValue]
+      &+ spent[gather.rawValue]
+  }
 }
 
 /// The time of one request; nanoseconds.
@@ -57,7 +60,7 @@ struct RequestTimes {
     stage = next
   }
 
-  var queued: UInt64 { spent[0] &+ spent[1] &+ spent[2] &+ spent[3] }
+  var queue: UInt64 { RequestStage.queue(spent) }
 }
 
 /// A request whose outcome the front end has not taken yet.
@@ -99,7 +102,7 @@ package struct SlowOperation: Sendable {
     self.stages = stages
   }
 
-  package var queue: UInt64 { stages[0] + stages[1] + stages[2] + stages[3] }
+  package var queue: UInt64 { RequestStage.queue(stages) }
 }
 
 /// The slowest operations of some time, at most 16, in no order.
@@ -236,7 +239,7 @@ extension Engine {
     case .readOnly, .invalid, .stopping: return
     }
     let total = latency.clock - done.times.accepted
-    let time = OperationTime(total: total, queue: done.times.queued)
+    let time = OperationTime(total: total, queue: done.times.queue)
     let isTransfer = done.request.operation == .read || done.request.operation == .write
     let bytes = isTransfer ? done.request.length : 0
     latency.figures.pointee.record(kind, time, bytes: bytes)

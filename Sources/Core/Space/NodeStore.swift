@@ -217,6 +217,7 @@ package final class NodeStore {
   package func finishLoad(_ load: NodeLoad, copy: Int, error: Int32) -> LoadOutcome {
     if error == 0, NodeFormat.fault(in: load.memory, of: load.pointer) == nil {
       cache.markValid(load.slot)
+      if !refused.isEmpty { refused.removeAll { $0.pointer == load.pointer } }
       return copy == 0 ? .ready : .readyHeal(bad: 0)
     }
     if copy == 0 { return .tryOther }
