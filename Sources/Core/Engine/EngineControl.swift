@@ -84,8 +84,8 @@ extension Engine {
       case .create(let name, let size): return try create(job, name, size)
       case .list(let cursor, let limit): return try list(job, cursor, limit)
       case .show(let name):
-        let (target, _) = try find(name)
-        return .disk(try info(target.object))
+        let (target, record) = try find(name)
+        return .disk(try info(target.object, record, origin: try origin(of: record)))
       case .rename(let name, let new): return try rename(job, name, new)
       case .resize(let name, let size, let shrink, let force):
         return try resize(job, name, size, shrink: shrink, force: force)
@@ -136,19 +136,14 @@ extension Engine {
     return (target, record)
   }
 
-  private func info(_ object: ObjectID) throws -> DiskInfo {
-    guard let record = try pool.catalog.record(of: object) else { throw SpaceWait.damaged(.none) }
+  private func info(
+    _ object: ObjectID, _ record: ObjectRecord, origin: String?
+  ) throws(SpaceWait) -> DiskInfo {
     let disk = pool.disks.find(object)
     let used = try used(object, record)
     let layer = disk?.layer
     let own =
       layer?.map != nil ? layer!.exclusiveBlocks : layer?.base != nil ? 0 : record.exclusiveBlocks
-    var origin: String?
-    if record.origin.raw != 0, let snapshot = try pool.catalog.record(of: record.origin),
-      try pool.catalog.record(of: snapshot.parent) != nil
-    {
-      origin = try pool.catalog.path(of: snapshot)
-    }
     return DiskInfo(
       name: try pool.catalog.path(of: record), id: object, size: record.size,
       used: used << blockShift, exclusive: (own + UInt64(layer?.loggedBlocks ?? 0)) << blockShift,
@@ -157,6 +152,14 @@ extension Engine {
       connections: disk?.connections ?? 0,
       generation: record.generation, readOnly: record.readOnly, durability: record.durability,
       comment: String(decoding: record.comment, as: UTF8.self))
+  }
+
+  /// The name of the snapshot that a disk was cloned from; nil where there is none, or none any more.
+  private func origin(of record: ObjectRecord) throws(SpaceWait) -> String? {
+    guard record.origin.raw != 0, let snapshot = try pool.catalog.record(of: record.origin),
+      try pool.catalog.record(of: snapshot.parent) != nil
+    else { return nil }
+    return try pool.catalog.path(of: snapshot)
   }
 
   private func open(_ name: String) throws -> ControlReply {
@@ -175,9 +178,14 @@ extension Engine {
       guard try takeTargets(job, cursor, limit) else { return .disks([], next: nil) }
       job.stage = 1
     }
+    // Clones of one snapshot mostly come in a row.
+    var last: (origin: ObjectID, name: String?)?
     while let target = job.targets.last, job.infos.count < limit {
-      if target.kind == .disk, try pool.catalog.record(of: target.object) != nil {
-        job.infos.append(try info(target.object))
+      if target.kind == .disk, let record = try pool.catalog.record(of: target.object) {
+        if last?.origin != record.origin {
+          last = (record.origin, try origin(of: record))
+        }
+        job.infos.append(try info(target.object, record, origin: last?.name))
       }
       job.targets.removeLast()
     }
@@ -273,6 +281,8 @@ extension Engine {
   func jobRequestEnded(_ job: ControlJob, _ status: BlockStatus) {
     job.ended = status
     job.isWaiting = false
+    // It may end behind the turn's look at the jobs.
+    loadEnded = true
   }
 
   private func checkSize(_ size: UInt64) throws(ControlError) {
@@ -456,6 +466,8 @@ extension Engine {
 
   private func stop() -> ControlReply? {
     isStopping = true
+    // Writes that wait for room in the log are done first.
+    destager.isHeld = false
     let log = pool.log
     let isQuiet =
       activeWrites.isEmpty && log.isQuiet && pool.ops.inFlight == 0

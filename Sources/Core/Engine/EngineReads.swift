@@ -293,10 +293,12 @@ extension Engine {
       requests[slot].status = .ioError
     } else {
       let sums = parts.checksums(index)
+      // Who reads so much at a time does not come back soon, and a copy of it all costs time.
+      let isKept = Int(part.count) < maximumPiece / blockSize || requests[slot].isReadAhead
       for i in 0..<Int(part.count) {
         if crc32cBlock(memory + i * blockSize) == sums[i] {
           let address = BlockAddress(raw: part.location + UInt64(i))
-          if !part.isLog,
+          if !part.isLog, isKept,
             !pool.store.cache.mayBeOverwritten(address, since: part.overwrites)
           {
             remember(address.raw, sums[i], memory + i * blockSize)

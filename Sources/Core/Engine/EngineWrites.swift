@@ -443,7 +443,7 @@ extension Engine {
       if entry.kind == .zero { return true }
       if entry.reserves || entry.kind == .home { return false }
     }
-    if disk.zeroing > 0 { return true }
+    if disk.zeroing > 0, isBeingZeroed(disk, block) { return true }
     if layer.map == nil { try pool.load(layer) }
     // What a frozen layer has, or the map below it, is the snapshot's.
     guard let map = layer.map else { return true }
@@ -451,6 +451,15 @@ extension Engine {
       return birth <= map.branchInstant
     }
     return true
+  }
+
+  /// Whether a request is on its way that takes the block's home from it.
+  private func isBeingZeroed(_ disk: VirtualDisk, _ block: BlockIndex) -> Bool {
+    activeWrites.contains {
+      let request = requests[$0]
+      return request.request.disk.place == disk.place && request.request.operation != .write
+        && request.firstBlock <= block.raw && block.raw < request.endBlock
+    }
   }
 
   /// A write that found no space, or needs metadata to know.
