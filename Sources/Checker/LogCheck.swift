@@ -255,7 +255,8 @@ final class LogCheck {
       pass(sequence: h.sequence, blocks: h.blocks, chain: h.headerChecksum)
       return true
     }
-    let first = h.position + UInt64(h.blocks - h.payloadBlocks) << blockShift
+    let front = FrameHeader.frontBlocks(tableLength: Int(h.tableLength))
+    let first = h.position + UInt64(front) << blockShift
     var bad = damaged(payload, at: first)
     if !bad.isEmpty, h.sequence > durable {
       lookBehind(h.position + UInt64(h.blocks) << blockShift)

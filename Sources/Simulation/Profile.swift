@@ -395,7 +395,7 @@ extension Profile {
     },
     // Destaging is held until the log is full, with marks in it.
     Profile(name: "held") {
-      $0.weight = 10
+      $0.weight = 20
       $0.logMiB = 9...10
       $0.volumeMiB = 192...384
       $0.disks = 2...4
@@ -494,6 +494,7 @@ extension Profile {
     plan.durability = durability.draw(&random)
     plan.planted = planted
     plan.deltaNodes = [0, 1, 64, 64][Int(seed % 4)]
+    plan.logGap = seed % 7 == 3 ? 1 + Int(seed / 7 % 24) : nil
     return plan
   }
 }

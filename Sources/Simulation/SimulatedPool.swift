@@ -20,6 +20,8 @@ package struct PoolPlan: Sendable {
   package var planted: PlantedFault?
   /// Nodes of a delta above which it is folded.
   package var deltaNodes = 64
+  /// Blocks that stay free behind each frame of the log; nil: as the engine finds out.
+  package var logGap: Int?
 
   package init(seed: UInt64, log: DevicePlan, volumes: [DevicePlan]) {
     self.seed = seed

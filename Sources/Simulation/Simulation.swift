@@ -321,5 +321,6 @@ extension SimulatedPool {
     }.joined(separator: ", ")
     return "log \(plan.log.size >> 20)M, volumes \(members), "
       + "cache \(plan.cacheBytes >> 10)K, durability \(plan.durability), deltas of \(plan.deltaNodes) nodes"
+      + (plan.logGap.map { ", log gaps of \($0) blocks" } ?? "")
   }
 }

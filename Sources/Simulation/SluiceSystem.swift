@@ -70,6 +70,7 @@ extension SimulatedSystem {
       configuration.requestSlots = 24
       configuration.fault = pool.plan.planted
       configuration.deltaNodes = pool.plan.deltaNodes
+      configuration.logGap = pool.plan.logGap
       return Engine(configuration)
     },
     label: { pool, device in

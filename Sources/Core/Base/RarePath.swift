@@ -37,6 +37,7 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case readAheadAwaited
   case deltaFolded
   case tailRewritten
+  case gapLeft
 }
 
 package struct RarePathCounters: Sendable {

@@ -15,6 +15,8 @@ package struct PoolConfiguration: Sendable {
   package var requestSlots = 4096
   /// Nodes of a delta above which it is folded into a map of the branch's own.
   package var deltaNodes = 64
+  /// Blocks that stay free behind each frame of the log; nil: as it turns out best.
+  package var logGap: Int?
   package var fault: PlantedFault?
 
   package init(pool: UUIDBytes, name: String, log: LogGeometry, volumes: [VolumeMember]) {
@@ -62,7 +64,8 @@ package final class Pool {
 
   package init(_ configuration: PoolConfiguration) {
     self.configuration = configuration
-    log = LogWriter(geometry: configuration.log, ops: ops)
+    log = LogWriter(
+      geometry: configuration.log, ops: ops, spacing: AppendSpacing(fixed: configuration.logGap))
     log.fault = configuration.fault
     var spaceConfiguration = SpaceMap.Configuration()
     spaceConfiguration.fault = configuration.fault

@@ -1,6 +1,6 @@
 // Frames: the unit of the log.
 //
-//     data frame     [header 128 | record table | zeros to 4 KiB][payload blocks ...]
+//     data frame     [header 128 | record table | zeros to 4 KiB][payload blocks ...][gap]
 //     summary        [tables of the segment's frames | zeros ][ ... header in the segment's last block]
 //
 // The log is a ring of segments. Positions are virtual: they only grow, and map to the device by
@@ -22,7 +22,7 @@
 //      40  u64  position of the frame (of a summary: of its first table byte)
 //      48  u32  chain: header CRC of the frame before (summary: of the segment's last frame; bridge: of itself
 //               what the frame behind it names)
-//      52  u32  length of the frame in blocks
+//      52  u32  length of the frame in blocks, its gap included: the next frame's distance
 //      56  u32  length of the table in bytes
 //      60  u32  number of records (summary: of frames)
 //      64  u32  payload blocks
@@ -127,7 +127,7 @@ package struct FrameHeader: Equatable, Sendable {
     if kind == .data, flags & Self.bridge == 0 {
       guard tableLength <= blocks << 12,
         UInt64(Self.frontBlocks(tableLength: Int(tableLength))) + UInt64(payloadBlocks)
-          == UInt64(blocks)
+          <= UInt64(blocks)
       else { return nil }
     }
     if kind == .summary {
@@ -140,7 +140,7 @@ package struct FrameHeader: Equatable, Sendable {
 ///
 ///     0  u64  sequence
 ///     8  u64  position
-///    16  u32  length of the frame in blocks
+///    16  u32  length of the frame in blocks, its gap included
 ///    20  u32  length of its table in bytes; the table follows, padded to 8
 ///    24  u64  instant at the frame's start
 package struct SummaryEntry: Sendable {

@@ -5,11 +5,13 @@ import Glibc
 //     append ... append ─▶ open frame ─seal─▶ in flight ─written─▶ head of the line ─▶ applied
 //
 // Group commit without a timer: records go to the open frame; `seal` (once a turn of the loop)
-// sends it when fewer than `maximumInFlight` frames are on their way, else it goes on gathering.
+// sends it when fewer than `framesAtOnce` frames are on their way, else it goes on gathering.
 // Frames may complete in any order; they are applied and acknowledged in sequence order only.
 //
 // A frame that must be durable is written with `writeDurable`, unless an earlier frame was written
 // without (durability "flush"): then a device flush covers both (R8).
+//
+// Behind a frame some of the log may stay free (`AppendSpacing`).
 //
 // After a failed write or flush the epoch acknowledges nothing more (R7): `isBroken`. The engine
 // opens a new epoch after a successful probe, at a fresh segment, so that writes of the old epoch
@@ -46,6 +48,9 @@ package final class LogWriter {
     fileprivate(set) package var headerChecksum: UInt32 = 0
     fileprivate(set) package var nextPosition: UInt64 = 0
     fileprivate var writtenDurably = false
+    /// Blocks that stay free in front of it, and behind it.
+    fileprivate var gapBefore = 0
+    fileprivate var gap = 0
     package var mustBeDurable = false
     /// When it was sent, by `LogWriter.clock`.
     fileprivate(set) package var sent: UInt64 = 0
@@ -103,15 +108,19 @@ package final class LogWriter {
   private var segmentStarted = false
   private var syncWanted = false
   private var plainBytes: UInt64 = 0
+  private var spacing: AppendSpacing
+  /// What the last frame left free behind it, in blocks.
+  private var lastGap = 0
   package var checkpoint: UInt64 = 0
-  /// Monotonic nanoseconds, for the figures of latency only.
+  /// Monotonic nanoseconds, for the times that frames take.
   package var clock: UInt64 = 0
   package var fault: PlantedFault?
   package var paths = RarePathCounters()
 
-  package init(geometry: LogGeometry, ops: OpQueue) {
+  package init(geometry: LogGeometry, ops: OpQueue, spacing: AppendSpacing = AppendSpacing()) {
     self.geometry = geometry
     self.ops = ops
+    self.spacing = spacing
     state = LogWriterState()
     tailSegment = 0
     durableSequence = 0
@@ -278,7 +287,7 @@ package final class LogWriter {
 
   /// Sends the open frame if a place is free. `wallClock` goes into its header.
   package func seal(wallClock: UInt64) {
-    guard let frame = open, inFlight < Self.maximumInFlight, !isBroken else { return }
+    guard let frame = open, inFlight < framesAtOnce, !isBroken else { return }
     guard place(frame) else { return }
     open = nil
     frame.state = .writing
@@ -290,7 +299,7 @@ package final class LogWriter {
     header.position = frame.position
     header.chain = state.chain
     let front = FrameHeader.frontBlocks(tableLength: frame.tableLength)
-    header.blocks = UInt32(front + frame.payloadBlocks)
+    header.blocks = UInt32(front + frame.payloadBlocks + frame.gap)
     header.tableLength = UInt32(frame.tableLength)
     header.records = UInt32(frame.records)
     header.payloadBlocks = UInt32(frame.payloadBlocks)
@@ -303,6 +312,10 @@ package final class LogWriter {
     headerCheckpoint = checkpoint
     sendFrame(frame, &header, front: front)
   }
+
+  /// Where frames have gaps, one that is sent at once makes the next wait for its own gap to pass:
+  /// what comes meanwhile goes together.
+  private var framesAtOnce: Int { spacing.gap > 0 ? 1 : Self.maximumInFlight }
 
   /// Gives the frame its position, closing the segment when it does not fit any more.
   private func place(_ frame: Frame) -> Bool {
@@ -321,9 +334,16 @@ package final class LogWriter {
       segmentStarted = true
     }
     frame.position = state.nextPosition
+    let taken = frame.position + bytes + summary.bytesNeeded(adding: frame.tableLength)
+    let end = geometry.start(ofSegment: geometry.segment(of: frame.position) + 1)
+    let room = taken < end ? (end - taken) >> blockShift : 0
+    frame.gap = mayLeaveGaps ? min(spacing.gap, Int(room)) : 0
     touchedSegment = Int64(geometry.segment(of: frame.position))
     return true
   }
+
+  /// Only a log that is half empty has room to spare.
+  private var mayLeaveGaps: Bool { usedBytes < geometry.capacity / 2 }
 
   /// The table stands right in front of the payload, so that the frame is one piece of memory.
   private func sendFrame(_ frame: Frame, _ header: inout FrameHeader, front: Int) {
@@ -340,6 +360,7 @@ package final class LogWriter {
     frame.headerChecksum = header.headerChecksum
     state.chain = header.headerChecksum
     state.nextSequence += 1
+    let written = UInt64(front + frame.payloadBlocks) << blockShift
     state.nextPosition += UInt64(header.blocks) << blockShift
     frame.nextPosition = state.nextPosition
     segmentStarted = state.nextPosition & (geometry.segmentSize - 1) != 0
@@ -351,12 +372,15 @@ package final class LogWriter {
     }
     if frame.records > 0 { lastDataSequence = frame.sequence }
     frame.sent = clock
+    frame.gapBefore = lastGap
+    lastGap = frame.gap
+    if frame.gap > 0 { paths.hit(.gapLeft) }
     inFlight += 1
     line.push(frame.index)
     ops.issue(
       frame.writtenDurably ? .writeDurable : .write, .log,
-      offset: geometry.deviceOffset(frame.position), length: UInt64(header.blocks) << blockShift,
-      memory: start, owner: .frame, index: frame.index)
+      offset: geometry.deviceOffset(frame.position), length: written, memory: start, owner: .frame,
+      index: frame.index)
   }
 
   /// How much may be written without a flush: recovery looks this far behind a bad frame.
@@ -436,6 +460,9 @@ package final class LogWriter {
     let index = line.pop()
     invariant(index == frame.index, "frames are applied out of order")
     appliedSequence = frame.sequence
+    if frame.mustBeDurable {
+      spacing.note(clock &- frame.sent, behind: frame.gapBefore, now: clock)
+    }
     if frame.records > 0 { appliedDataSequence = frame.sequence }
     appliedPosition = frame.nextPosition
     appliedChain = frame.headerChecksum

@@ -1,0 +1,64 @@
+import Testing
+
+@testable import Core
+
+@Suite("The gap behind frames of the log")
+struct AppendSpacingTests {
+  private static let milli: UInt64 = 1_000_000
+
+  /// Frames one behind the other on a device where a frame takes so long, by the gap before it.
+  private func append(
+    _ spacing: inout AppendSpacing, frames: Int, clock: inout UInt64,
+    taking time: (_ gap: Int) -> UInt64
+  ) {
+    var before = spacing.gap
+    for _ in 0..<frames {
+      let took = time(before)
+      let gap = spacing.gap
+      clock += took
+      spacing.note(took, behind: before, now: clock)
+      before = gap
+    }
+  }
+
+  /// 7200 revolutions a minute, 200 MB/s, clients that take 1 ms to come back.
+  private func rotating(_ gap: Int) -> UInt64 {
+    let (turn, passing) = (8.33, Double(gap) * 4096 / 200_000)
+    let wait = passing >= 1 ? passing - 1 : turn + passing - 1
+    return UInt64((wait + 0.4) * Double(Self.milli))
+  }
+
+  @Test("Where a frame waits for a revolution, the shortest gap that saves it is found and kept")
+  func revolution() {
+    var (spacing, clock) = (AppendSpacing(), UInt64(0))
+    append(&spacing, frames: 100, clock: &clock, taking: rotating)
+    #expect(spacing.gap == 64)
+    append(&spacing, frames: 50_000, clock: &clock, taking: rotating)
+    #expect(spacing.gap == 64)
+  }
+
+  @Test("A slow device that does not turn gets no gap, nor does a quick one")
+  func others() {
+    for time in [Self.milli / 10, 5 * Self.milli] {
+      var (spacing, clock) = (AppendSpacing(), UInt64(0))
+      append(&spacing, frames: 100, clock: &clock) { _ in time }
+      #expect(spacing.gap == 0)
+    }
+  }
+
+  @Test("Once the device is quick without a gap, it is given up")
+  func change() {
+    var (spacing, clock) = (AppendSpacing(), UInt64(0))
+    append(&spacing, frames: 100, clock: &clock, taking: rotating)
+    #expect(spacing.gap > 0)
+    append(&spacing, frames: 500, clock: &clock) { _ in 100 * Self.milli }
+    #expect(spacing.gap == 0)
+  }
+
+  @Test("A fixed gap stays")
+  func fixed() {
+    var (spacing, clock) = (AppendSpacing(fixed: 7), UInt64(0))
+    append(&spacing, frames: 100, clock: &clock, taking: rotating)
+    #expect(spacing.gap == 7)
+  }
+}
