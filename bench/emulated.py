@@ -115,7 +115,7 @@ class OnDevices:
 
 
 class SluiceOn(OnDevices, servers.Sluice):
-    def __init__(self, directory, disks, disk_size, log=GIB, space=512 * GIB, arguments=()):
+    def __init__(self, directory, disks, disk_size, log=4 * GIB, space=512 * GIB, arguments=()):
         self.space = space
         super().__init__(directory, disks, disk_size, log=log, arguments=arguments)
 
