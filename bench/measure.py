@@ -163,7 +163,8 @@ def fill_log(server, side):
     work = [word for word in side.work
             if not word.startswith(("--fsync", "--iodepth", "--time_based", "--runtime"))]
     while (fill := server.log_fill()) < HIGH_MARK:
-        share = (HIGH_MARK + 0.02 - fill) * total / 1.03 / len(side.disks)
+        # In steps: gaps behind frames may take more of the log than the writes do.
+        share = min(HIGH_MARK + 0.02 - fill, 0.1) * total / 1.03 / len(side.disks)
         loads.fio([(f"disk{disk}", server.uri(disk),
                     [*work, f"--iodepth={32 // len(side.disks)}", "--norandommap",
                      f"--io_size={max(int(share) >> 12, 16) << 12}"])

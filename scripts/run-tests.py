@@ -124,9 +124,9 @@ def count_summary(_, summary):
 def count_seeds(log, _):
     """Counts the simulator's seeds."""
     text = log.read_text(errors="replace")
-    run = re.findall(r"^(\d+) seeds, ", text, re.M)
+    run = sum(map(int, re.findall(r"^(\d+) seeds, ", text, re.M)))
     failed = len(re.findall(r"^seed \d+ FAILED", text, re.M))
-    return max(0, int(run[-1]) - failed) if run else 0, failed
+    return max(0, run - failed), failed
 
 
 def count_planted(log, _):
@@ -147,7 +147,10 @@ def stages():
         Stage("unit", [SWIFT + ["test", *RELEASE, *TESTABLE]],
               count=count_swift, quiet=True),
         Stage("budget", [[python, "Tests/Budget/run.py"]], count=count_summary),
-        Stage("simulation", [[".build/release/sluice-sim", "run", "--seeds", f"1..{SEEDS}"]],
+        # Besides what the seeds draw: two profiles that found much for how rarely they are drawn.
+        Stage("simulation", [[".build/release/sluice-sim", "run", *profile, "--seeds", f"1..{seeds}"]
+                             for profile, seeds in (((), SEEDS), (("--profile", "held"), 100),
+                                                    (("--profile", "rotten-tail"), 40))],
               count=count_seeds),
         Stage("planted", [[".build/release/sluice-sim", "planted"]], count=count_planted),
         Stage("interop", [[python, "Tests/Interop/run.py"]], count=count_summary),

@@ -303,7 +303,7 @@ extension Profile {
     Profile(name: "bit-rot") {
       $0.weight = 14
       $0.faults = [
-        .init(.flippedData, 3), .init(.flippedMetadata, 3), .init(.flippedLog, 2),
+        .init(.flippedData, 3), .init(.flippedMetadata, 3), .init(.flippedLog, 4),
       ]
       $0.faultEvery = 150
     },
@@ -373,7 +373,7 @@ extension Profile {
         .init(.logWriteErrors, 3), .init(.logFlushErrors, 2), .init(.logReadErrors, 1),
         .init(.volumeReadErrors, 2), .init(.volumeWriteErrors, 3), .init(.volumeFlushErrors, 2),
         .init(.volumeGone, 1), .init(.volumeHangs, 1), .init(.flippedData, 3),
-        .init(.flippedLog, 2),
+        .init(.flippedLog, 4),
       ]
     },
     // Clones of clones by the dozen, each with a few writes of its own.
@@ -494,7 +494,7 @@ extension Profile {
     plan.durability = durability.draw(&random)
     plan.planted = planted
     plan.deltaNodes = [0, 1, 64, 64][Int(seed % 4)]
-    plan.logGap = seed % 7 == 3 ? 1 + Int(seed / 7 % 24) : nil
+    plan.logGap = seed % 7 == 3 ? 1 + Int(seed / 7 * 29 % 128) : nil
     return plan
   }
 }

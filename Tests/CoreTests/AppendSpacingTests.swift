@@ -9,20 +9,20 @@ struct AppendSpacingTests {
   /// Frames one behind the other on a device where a frame takes so long, by the gap before it.
   private func append(
     _ spacing: inout AppendSpacing, frames: Int, clock: inout UInt64,
-    taking time: (_ gap: Int) -> UInt64
+    taking time: (_ gap: Int, _ isOneAtATime: Bool) -> UInt64
   ) {
     var before = spacing.gap
     for _ in 0..<frames {
-      let took = time(before)
+      let took = time(before, spacing.isOneAtATime)
       let gap = spacing.gap
       clock += took
-      spacing.note(took, behind: before, now: clock)
+      _ = spacing.note(took, behind: before, now: clock)
       before = gap
     }
   }
 
   /// 7200 revolutions a minute, 200 MB/s, clients that take 1 ms to come back.
-  private func rotating(_ gap: Int) -> UInt64 {
+  private func rotating(_ gap: Int, _: Bool) -> UInt64 {
     let (turn, passing) = (8.33, Double(gap) * 4096 / 200_000)
     let wait = passing >= 1 ? passing - 1 : turn + passing - 1
     return UInt64((wait + 0.4) * Double(Self.milli))
@@ -40,10 +40,25 @@ struct AppendSpacingTests {
   @Test("A slow device that does not turn gets no gap, nor does a quick one")
   func others() {
     for time in [Self.milli / 10, 5 * Self.milli] {
-      var (spacing, clock) = (AppendSpacing(), UInt64(0))
-      append(&spacing, frames: 100, clock: &clock) { _ in time }
-      #expect(spacing.gap == 0)
+      var (spacing, clock, trials) = (AppendSpacing(), UInt64(0), 0)
+      // Frames that are on their way together wait for each other.
+      append(&spacing, frames: 200, clock: &clock) { gap, isOneAtATime in
+        trials += gap > 0 ? 1 : 0
+        return isOneAtATime ? time : 2 * time
+      }
+      #expect(spacing.gap == 0 && !spacing.isOneAtATime)
+      #expect((trials > 0) == (time > Self.milli))
     }
+  }
+
+  @Test("A frame that hangs decides nothing")
+  func stall() {
+    var (spacing, clock, count) = (AppendSpacing(), UInt64(0), 0)
+    append(&spacing, frames: 400, clock: &clock) { _, _ in
+      count += 1
+      return count % 10 == 0 ? 60 * Self.milli : 3 * Self.milli
+    }
+    #expect(spacing.gap == 0)
   }
 
   @Test("Once the device is quick without a gap, it is given up")
@@ -51,7 +66,7 @@ struct AppendSpacingTests {
     var (spacing, clock) = (AppendSpacing(), UInt64(0))
     append(&spacing, frames: 100, clock: &clock, taking: rotating)
     #expect(spacing.gap > 0)
-    append(&spacing, frames: 500, clock: &clock) { _ in 100 * Self.milli }
+    append(&spacing, frames: 500, clock: &clock) { _, _ in 100 * Self.milli }
     #expect(spacing.gap == 0)
   }
 

@@ -147,6 +147,10 @@ private func changed(_ bytes: [UInt8], _ at: Int, _ value: some FixedWidthIntege
   for (what, bytes) in cases { #expect(decodeHeader(bytes) == nil, "\(what)") }
 }
 
+@Test func aFrameMayHaveAGapBehindIt() {
+  #expect(decodeHeader(changed(dataHeaderBytes, 52, UInt32(200)))?.blocks == 200)
+}
+
 @Test func aSummaryEntryHasItsGoldenBytes() {
   let entry = SummaryEntry(header: dataHeader)
   let bytes = golden("db02000000000000000050000000000005000000a00f00005800000000000000", size: 32)

@@ -38,6 +38,7 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case deltaFolded
   case tailRewritten
   case gapLeft
+  case gapTrial
 }
 
 package struct RarePathCounters: Sendable {

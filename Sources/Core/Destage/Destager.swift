@@ -158,7 +158,7 @@ package final class Destager {
       cut = pool.log.appliedSequence
       cutPosition = pool.log.appliedPosition
       cutChain = pool.log.appliedChain
-      cutEpoch = pool.log.state.epoch
+      cutEpoch = pool.log.appliedEpoch
       durableGoal = cut
       if !relocateAll, pool.log.durableSequence < cut { pool.log.requestSync() }
     }

@@ -258,6 +258,7 @@ extension Engine {
   /// job is tried again in the next epoch.
   func outcome(_ job: ControlJob) -> ControlReply? {
     if job.ended == .ok { return .done }
+    if job.ended == .noSpace { return .failed(.noSpace) }
     job.tries += 1
     if job.tries >= 100 {
       return .failed(.ioError("the log could not be written; nothing was changed"))
@@ -267,6 +268,7 @@ extension Engine {
     if let disk = job.removing { disk.isBeingDeleted = false }
     resume(job)
     if structuralJob === job { structuralJob = nil }
+    loadEnded = true
     return nil
   }
 

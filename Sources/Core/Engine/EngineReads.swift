@@ -234,7 +234,7 @@ extension Engine {
         requests[slot].resolved += UInt32(n)
         return .begun
       }
-      if useCache, requests[slot].retries == 0, parts.isReading(address) {
+      if useCache, requests[slot].retries == 0, parts.awaitRead(of: address) {
         pool.paths.hit(.readShared)
         readIsAwaited = true
         return .awaited
@@ -272,6 +272,7 @@ extension Engine {
     parts[part].count = Int32(count)
     parts[part].location = location
     parts[part].isLog = isLog
+    parts[part].isAwaited = false
     parts[part].overwrites = pool.store.cache.overwrites
     requests[slot].resolved += UInt32(count)
     requests[slot].outstanding += 1
@@ -293,8 +294,9 @@ extension Engine {
       requests[slot].status = .ioError
     } else {
       let sums = parts.checksums(index)
-      // Who reads so much at a time does not come back soon, and a copy of it all costs time.
-      let isKept = Int(part.count) < maximumPiece / blockSize || requests[slot].isReadAhead
+      // Who alone reads so much at a time does not come back soon, and copying it all costs time.
+      let isKept =
+        Int(part.count) < maximumPiece / blockSize || part.isAwaited || requests[slot].isReadAhead
       for i in 0..<Int(part.count) {
         if crc32cBlock(memory + i * blockSize) == sums[i] {
           let address = BlockAddress(raw: part.location + UInt64(i))

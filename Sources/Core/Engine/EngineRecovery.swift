@@ -29,8 +29,9 @@ final class Recovery {
   var hasHomes = false
   var reserveCursor = IndexKey(raw: 0)
   var spaceBlocked = false
-  /// The log's tail that is still to be written once more; whether its next piece is in memory.
-  var tail: Range<UInt64> = 0..<0
+  /// What of the log's tail is still to be written once more, the next part last; whether its next
+  /// piece is in memory.
+  var tail: [Range<UInt64>] = []
   var tailWasRead = false
   lazy var tailMemory = AlignedMemory(bytes: Self.tailPiece)
   static let tailPiece = 1 << 20
@@ -238,13 +239,13 @@ extension Engine {
     }
     pool.log.adopt(
       sequence: replay.lastSequence, position: replay.lastPosition, chain: replay.lastChain,
-      tailSegment: pool.log.geometry.segment(of: pool.root.nextPosition))
+      epoch: replay.lastEpoch, tailSegment: pool.log.geometry.segment(of: pool.root.nextPosition))
     pool.log.checkpoint = pool.root.checkpoint
     pool.nextInstant = max(pool.nextInstant, replay.lastInstant)
     pool.paths.add(replay.paths)
     statistics.recoveryFrames = replay.frames
     recovery.replay = nil
-    recovery.tail = replay.tailPosition..<replay.lastPosition
+    recovery.tail = replay.tail.reversed()
     recovery.stage = .rewritingTail
     return true
   }
@@ -254,21 +255,22 @@ extension Engine {
   /// flush or write has left behind, no later flush makes durable.
   private func rewriteTail(_ recovery: Recovery) {
     let isLeftOut = pool.fault == .tailNotRewritten || pool.fault == .noFlushInRecovery
-    if recovery.tail.isEmpty || isLeftOut {
+    guard let part = recovery.tail.last, !isLeftOut else {
       recovery.stage = .reserving
       return
     }
     let geometry = pool.log.geometry
-    let start = recovery.tail.lowerBound
+    let start = part.lowerBound
     let segmentEnd = geometry.start(ofSegment: geometry.segment(of: start) + 1)
-    let end = min(start + UInt64(Recovery.tailPiece), segmentEnd, recovery.tail.upperBound)
+    let end = min(start + UInt64(Recovery.tailPiece), segmentEnd, part.upperBound)
     recovery.outstanding += 1
     pool.ops.issue(
       recovery.tailWasRead ? .writeDurable : .read, .log, offset: geometry.deviceOffset(start),
       length: end - start, memory: recovery.tailMemory.base, owner: .recovery, index: 0)
     if recovery.tailWasRead {
       pool.paths.hit(.tailRewritten)
-      recovery.tail = end..<recovery.tail.upperBound
+      recovery.tail.removeLast()
+      if end < part.upperBound { recovery.tail.append(end..<part.upperBound) }
     }
     recovery.tailWasRead.toggle()
   }

@@ -426,8 +426,15 @@ extension Engine {
     }
     pool.paths.hit(.scarceAdmission)
     var needed = 0
-    for i in 0..<requests[slot].blockCount {
-      if try needsHome(disk, BlockIndex(requests[slot].firstBlock + UInt64(i))) { needed += 1 }
+    let first = BlockIndex(requests[slot].firstBlock)
+    if requests[slot].request.operation == .write {
+      for i in 0..<requests[slot].blockCount
+      where try needsHome(disk, BlockIndex(first.raw + UInt64(i)), for: slot) { needed += 1 }
+    } else {
+      // Only the edges of what is zeroed are written.
+      let last = BlockIndex(requests[slot].endBlock - 1)
+      if requests[slot].head != nil, try needsHome(disk, first, for: slot) { needed += 1 }
+      if requests[slot].tail != nil, try needsHome(disk, last, for: slot) { needed += 1 }
     }
     guard needed == 0 || free >= needed else { throw .noSpace }
     pool.reservedBlocks += count
@@ -436,14 +443,16 @@ extension Engine {
   /// Free blocks above which admission does not look at the map.
   private static let ampleBlocks = 2048
 
-  private func needsHome(_ disk: VirtualDisk, _ block: BlockIndex) throws(SpaceWait) -> Bool {
+  private func needsHome(
+    _ disk: VirtualDisk, _ block: BlockIndex, for slot: Int32
+  ) throws(SpaceWait) -> Bool {
     let layer = disk.layer
     if case .covered(let entry, _) = pool.index.lookup(IndexKey(slot: layer.slot, block: block)) {
       // Its promise, or its home, passes on to the new version.
       if entry.kind == .zero { return true }
       if entry.reserves || entry.kind == .home { return false }
     }
-    if disk.zeroing > 0, isBeingZeroed(disk, block) { return true }
+    if disk.zeroing > 0, isBeingZeroed(disk, block, except: slot) { return true }
     if layer.map == nil { try pool.load(layer) }
     // What a frozen layer has, or the map below it, is the snapshot's.
     guard let map = layer.map else { return true }
@@ -453,12 +462,14 @@ extension Engine {
     return true
   }
 
-  /// Whether a request is on its way that takes the block's home from it.
-  private func isBeingZeroed(_ disk: VirtualDisk, _ block: BlockIndex) -> Bool {
+  /// Whether a zero or trim on its way covers the block, other than the request that asks.
+  private func isBeingZeroed(
+    _ disk: VirtualDisk, _ block: BlockIndex, except slot: Int32
+  ) -> Bool {
     activeWrites.contains {
-      let request = requests[$0]
-      return request.request.disk.place == disk.place && request.request.operation != .write
-        && request.firstBlock <= block.raw && block.raw < request.endBlock
+      $0 != slot && requests[$0].request.disk.place == disk.place
+        && requests[$0].request.operation != .write && requests[$0].firstBlock <= block.raw
+        && block.raw < requests[$0].endBlock
     }
   }
 

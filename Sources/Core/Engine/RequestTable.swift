@@ -167,6 +167,8 @@ struct ReadPart {
   var isLog = false
   /// Of the cache, when it was issued.
   var overwrites: UInt64 = 0
+  /// Others wait for what it reads.
+  var isAwaited = false
   /// Its place among the reads of homes under way, or -1.
   var homeIndex: Int32 = -1
   var next: Int32 = -1
@@ -176,7 +178,7 @@ struct ReadPartTable: ~Copyable {
   private let parts: UnsafeMutablePointer<ReadPart>
   private let sums: UnsafeMutablePointer<UInt32>
   private var firstFree: Int32 = 0
-  /// Parts that read homes and will keep them in the cache, in no order.
+  /// Parts that read homes for requests that use the cache, in no order.
   private let homes: UnsafeMutablePointer<Int32>
   private var homeCount = 0
 
@@ -198,11 +200,14 @@ struct ReadPartTable: ~Copyable {
     homes.deallocate()
   }
 
-  /// Whether the home block is on its way into the cache.
-  func isReading(_ address: BlockAddress) -> Bool {
+  /// Whether the home block is being read; it will be in the cache then.
+  func awaitRead(of address: BlockAddress) -> Bool {
     for h in 0..<homeCount {
       let part = parts + Int(homes[h])
-      if address.raw &- part.pointee.location < UInt64(part.pointee.count) { return true }
+      if address.raw &- part.pointee.location < UInt64(part.pointee.count) {
+        part.pointee.isAwaited = true
+        return true
+      }
     }
     return false
   }

@@ -10,56 +10,68 @@
 // where they take long, each gap is tried for a few frames, and the one kept that was clearly best.
 //
 //     no gap, frames take long ─▶ trial of each gap in turn ─▶ the best ─▶ in half a minute again
+//
+// Frames with gaps go one at a time: one that is sent beside another would make the next wait until
+// its own gap has passed, and what comes meanwhile can go together. So does all of a trial, as times
+// compare only where as many frames are on their way.
 
 package struct AppendSpacing: Sendable {
   /// In blocks: none, 128 KiB, 256 KiB and 512 KiB. 200 MB pass in a second on the outer tracks.
   private static let gaps = [0, 32, 64, 128]
-  /// Frames after which their times are looked at.
-  private static let sampleCount: UInt64 = 12
-  /// Below this (nanoseconds) a frame did not wait for half a revolution of any disk.
+  /// Frames whose median time is looked at.
+  private static let sampleCount = 12
+  /// Below this (nanoseconds) a frame waited for less than a third of a revolution, at 7200 a minute.
   private static let slow: UInt64 = 2_500_000
   private static let interval: UInt64 = 30_000_000_000
 
   /// What the next frame leaves free behind it, in blocks.
-  package private(set) var gap = 0
+  package private(set) var gap: Int
   private let isFixed: Bool
-  private var sum: UInt64 = 0
-  private var count: UInt64 = 0
-  /// The mean of each gap that the trial under way has been through.
-  private var means: [UInt64] = []
+  private var times: [UInt64] = []
+  /// The median time with each gap that the trial under way has been through.
+  private var medians: [UInt64] = []
   private var isTrial = false
   private var nextTrial: UInt64 = 0
+
+  package var isOneAtATime: Bool { gap > 0 || isTrial }
 
   /// `fixed`: always this gap, in blocks.
   package init(fixed: Int? = nil) {
     isFixed = fixed != nil
     gap = fixed ?? 0
-    means.reserveCapacity(Self.gaps.count)
+    times.reserveCapacity(Self.sampleCount)
+    medians.reserveCapacity(Self.gaps.count)
   }
 
-  /// A durable frame, placed `gap` blocks behind the one before, took so many nanoseconds.
-  package mutating func note(_ time: UInt64, behind gap: Int, now: UInt64) {
-    guard !isFixed, gap == self.gap else { return }
-    sum += time
-    count += 1
-    guard count == Self.sampleCount else { return }
-    let mean = sum / count
-    (sum, count) = (0, 0)
+  /// A frame that was sent behind a gap of this many blocks took so many nanoseconds. True when that
+  /// has ended a trial.
+  package mutating func note(_ time: UInt64, behind gap: Int, now: UInt64) -> Bool {
+    guard !isFixed, gap == self.gap else { return false }
+    times.append(time)
+    guard times.count == Self.sampleCount else { return false }
+    times.sort()
+    let median = times[Self.sampleCount / 2]
+    times.removeAll(keepingCapacity: true)
     if isTrial {
-      means.append(mean)
-      if means.count < Self.gaps.count { self.gap = Self.gaps[means.count] } else { decide(now) }
-    } else if now >= nextTrial, mean >= Self.slow || gap > 0 {
+      medians.append(median)
+      if medians.count == Self.gaps.count {
+        decide(now)
+        return true
+      }
+      self.gap = Self.gaps[medians.count]
+    } else if now >= nextTrial, median >= Self.slow || gap > 0 {
       isTrial = true
-      means.removeAll(keepingCapacity: true)
+      medians.removeAll(keepingCapacity: true)
       self.gap = Self.gaps[0]
     }
+    return false
   }
 
   /// A gap costs room in the log: it is kept only where it saves a third of the time.
   private mutating func decide(_ now: UInt64) {
     var best = 0
-    for i in 1..<means.count where means[i] < means[best] { best = i }
-    gap = means[best] * 3 <= means[0] * 2 ? Self.gaps[best] : 0
+    for i in 1..<medians.count where medians[i] < medians[best] { best = i }
+    gap = medians[best] * 3 <= medians[0] * 2 ? Self.gaps[best] : 0
     isTrial = false
     nextTrial = now + Self.interval
   }

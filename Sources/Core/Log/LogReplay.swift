@@ -32,8 +32,11 @@ package final class LogReplay {
     var length: Int
     var sequence: FrameSequence
     var payloadBlock: UInt64
+    /// What of the log it fills, without its gap; empty where that was not looked at.
+    var written: Range<UInt64> = 0..<0
     var nextPosition: UInt64
     var chain: UInt32
+    var epoch: UInt64
     var isWhole: Bool
     var instant: Instant
   }
@@ -74,12 +77,12 @@ package final class LogReplay {
   package private(set) var lastSequence: FrameSequence
   package private(set) var lastPosition: UInt64
   package private(set) var lastChain: UInt32
+  package private(set) var lastEpoch: UInt64
 
-  /// Where the frames begin that count because they are there, and not because one behind them
-  /// calls them durable; `lastPosition` where there are none. What is there need not last: after
-  /// a failed flush a device may show content that it has given up.
-  package var tailPosition: UInt64 { uncertainFrom ?? lastPosition }
-  private var uncertainFrom: UInt64?
+  /// Where the frames are that count because they are there, and not because one behind them calls
+  /// them durable; gaps left out. What is there need not last: after a failed flush a device may
+  /// show content that it has given up.
+  package private(set) var tail: [Range<UInt64>] = []
 
   private var pending: [PendingFrame] = []
   private var summaries: [UInt64: FrameHeader] = [:]
@@ -118,7 +121,9 @@ package final class LogReplay {
     lastPosition = root.nextPosition
     lastChain = root.cutChain
     firstSegment = geometry.segment(of: root.nextPosition)
-    watermark = root.cutSequence
+    // What lies before a later epoch's start counted, durable, when that epoch was opened.
+    watermark = max(root.cutSequence, max(epochs.last?.firstSequence ?? 1, 1) - 1)
+    lastEpoch = root.cutEpoch
   }
 
   // MARK: Reading
@@ -168,10 +173,23 @@ package final class LogReplay {
           .read, .log, offset: read.offset, length: UInt64(read.length), memory: read.memory,
           owner: .recovery, index: i)
       }
-      reads[i].memory.initializeMemory(as: UInt8.self, repeating: 0, count: reads[i].length)
+      giveUp(reads[i])
     }
     readsLeft -= 1
     if nextRead < reads.count { issueNext() }
+  }
+
+  /// A block that can't be read must not take its neighbours with it.
+  private func giveUp(_ read: Read) {
+    if read.length == blockSize {
+      read.memory.initializeMemory(as: UInt8.self, repeating: 0, count: read.length)
+      return
+    }
+    for at in stride(from: 0, to: read.length, by: blockSize) {
+      reads.append(
+        Read(offset: read.offset + UInt64(at), length: blockSize, memory: read.memory + at))
+      readsLeft += 1
+    }
   }
 
   // MARK: The walk
@@ -295,7 +313,7 @@ package final class LogReplay {
             length: Int(entry.tableLength), sequence: entry.sequence,
             payloadBlock: entry.payloadPosition >> blockShift,
             nextPosition: entry.position + UInt64(entry.blocks) << blockShift,
-            chain: header.chain, isWhole: true, instant: entry.instant))
+            chain: header.chain, epoch: header.epoch, isWhole: true, instant: entry.instant))
         next += 1
       }
       at = roundUp(end, to: 8)
@@ -398,8 +416,9 @@ package final class LogReplay {
     let frame = PendingFrame(
       table: p + FrameHeader.size, length: isBridge ? 0 : Int(header.tableLength),
       sequence: header.sequence, payloadBlock: (position >> blockShift) + UInt64(front),
+      written: position..<position + UInt64(front + Int(header.payloadBlocks)) << blockShift,
       nextPosition: position + UInt64(header.blocks) << blockShift,
-      chain: isBridge ? header.chain : header.headerChecksum,
+      chain: isBridge ? header.chain : header.headerChecksum, epoch: header.epoch,
       isWhole: header.sequence <= watermark || isBridge || fault == .logTailUnchecked
         || payloadIsWhole(p, header),
       instant: header.instant)
@@ -442,11 +461,18 @@ package final class LogReplay {
         "the log is damaged: the record table of frame \(frame.sequence) is not well-formed; run "
           + "`sluice check`")
     }
-    if frame.sequence > watermark, uncertainFrom == nil { uncertainFrom = lastPosition }
+    if frame.sequence > watermark {
+      if let last = tail.last, last.upperBound == frame.written.lowerBound {
+        tail[tail.count - 1] = last.lowerBound..<frame.written.upperBound
+      } else {
+        tail.append(frame.written)
+      }
+    }
     frames += 1
     lastSequence = frame.sequence
     lastPosition = frame.nextPosition
     lastChain = frame.chain
+    lastEpoch = frame.epoch
     lastInstant = max(lastInstant, frame.instant)
   }
 

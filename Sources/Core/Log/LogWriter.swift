@@ -5,7 +5,7 @@ import Glibc
 //     append ... append ─▶ open frame ─seal─▶ in flight ─written─▶ head of the line ─▶ applied
 //
 // Group commit without a timer: records go to the open frame; `seal` (once a turn of the loop)
-// sends it when fewer than `framesAtOnce` frames are on their way, else it goes on gathering.
+// sends it when fewer than `maximumInFlight` frames are on their way, else it goes on gathering.
 // Frames may complete in any order; they are applied and acknowledged in sequence order only.
 //
 // A frame that must be durable is written with `writeDurable`, unless an earlier frame was written
@@ -48,9 +48,10 @@ package final class LogWriter {
     fileprivate(set) package var headerChecksum: UInt32 = 0
     fileprivate(set) package var nextPosition: UInt64 = 0
     fileprivate var writtenDurably = false
-    /// Blocks that stay free in front of it, and behind it.
-    fileprivate var gapBefore = 0
+    /// Blocks that stay free behind it.
     fileprivate var gap = 0
+    /// What was to stay free in front of it; nil where its time says nothing of that.
+    fileprivate var gapBefore: Int?
     package var mustBeDurable = false
     /// When it was sent, by `LogWriter.clock`.
     fileprivate(set) package var sent: UInt64 = 0
@@ -91,6 +92,8 @@ package final class LogWriter {
   package private(set) var appliedDataSequence: FrameSequence = 0
   package private(set) var appliedPosition: UInt64
   package private(set) var appliedChain: UInt32
+  /// The epoch that `appliedPosition` belongs to.
+  package private(set) var appliedEpoch: UInt64 = 0
   package private(set) var inFlight = 0
   package private(set) var isBroken = false
   package private(set) var isOpen = false
@@ -109,8 +112,8 @@ package final class LogWriter {
   private var syncWanted = false
   private var plainBytes: UInt64 = 0
   private var spacing: AppendSpacing
-  /// What the last frame left free behind it, in blocks.
-  private var lastGap = 0
+  /// What the last frame was to leave free behind it, in blocks; nil for one without part in that.
+  private var lastGap: Int?
   package var checkpoint: UInt64 = 0
   /// Monotonic nanoseconds, for the times that frames take.
   package var clock: UInt64 = 0
@@ -138,7 +141,7 @@ package final class LogWriter {
 
   /// Takes over what recovery found: the last frame that counts.
   package func adopt(
-    sequence: FrameSequence, position: UInt64, chain: UInt32, tailSegment: UInt64
+    sequence: FrameSequence, position: UInt64, chain: UInt32, epoch: UInt64, tailSegment: UInt64
   ) {
     appliedSequence = sequence
     appliedDataSequence = sequence
@@ -146,6 +149,7 @@ package final class LogWriter {
     durableSequence = sequence
     appliedPosition = position
     appliedChain = chain
+    appliedEpoch = epoch
     self.tailSegment = tailSegment
   }
 
@@ -169,6 +173,7 @@ package final class LogWriter {
       chain: epoch.chain, instant: instant)
     appliedPosition = epoch.position
     appliedChain = epoch.chain
+    appliedEpoch = epoch.number
     durableSequence = appliedSequence
     writtenSequence = appliedSequence
     plainOutstanding = 0
@@ -176,6 +181,7 @@ package final class LogWriter {
     syncWanted = false
     isBroken = false
     isOpen = true
+    lastGap = nil
     summary.start(segment: geometry.segment(of: epoch.position))
     segmentStarted = true
   }
@@ -287,8 +293,10 @@ package final class LogWriter {
 
   /// Sends the open frame if a place is free. `wallClock` goes into its header.
   package func seal(wallClock: UInt64) {
-    guard let frame = open, inFlight < framesAtOnce, !isBroken else { return }
-    guard place(frame) else { return }
+    guard let frame = open, !isBroken else { return }
+    let isSpaced = mayLeaveGap(frame)
+    let framesAtOnce = isSpaced && spacing.isOneAtATime ? 1 : Self.maximumInFlight
+    guard inFlight < framesAtOnce, place(frame, isSpaced: isSpaced) else { return }
     open = nil
     frame.state = .writing
     frame.sequence = state.nextSequence
@@ -313,12 +321,8 @@ package final class LogWriter {
     sendFrame(frame, &header, front: front)
   }
 
-  /// Where frames have gaps, one that is sent at once makes the next wait for its own gap to pass:
-  /// what comes meanwhile goes together.
-  private var framesAtOnce: Int { spacing.gap > 0 ? 1 : Self.maximumInFlight }
-
   /// Gives the frame its position, closing the segment when it does not fit any more.
-  private func place(_ frame: Frame) -> Bool {
+  private func place(_ frame: Frame, isSpaced: Bool) -> Bool {
     let front = FrameHeader.frontBlocks(tableLength: frame.tableLength)
     let bytes = UInt64(front + frame.payloadBlocks) << blockShift
     let segment = geometry.segment(of: state.nextPosition)
@@ -332,18 +336,26 @@ package final class LogWriter {
       state.nextPosition = geometry.start(ofSegment: next)
       summary.start(segment: next)
       segmentStarted = true
+      lastGap = nil
     }
     frame.position = state.nextPosition
     let taken = frame.position + bytes + summary.bytesNeeded(adding: frame.tableLength)
     let end = geometry.start(ofSegment: geometry.segment(of: frame.position) + 1)
     let room = taken < end ? (end - taken) >> blockShift : 0
-    frame.gap = mayLeaveGaps ? min(spacing.gap, Int(room)) : 0
+    frame.gap = isSpaced ? min(spacing.gap, Int(room)) : 0
+    frame.gapBefore = isSpaced ? lastGap : nil
+    lastGap = isSpaced ? spacing.gap : nil
     touchedSegment = Int64(geometry.segment(of: frame.position))
     return true
   }
 
-  /// Only a log that is half empty has room to spare.
-  private var mayLeaveGaps: Bool { usedBytes < geometry.capacity / 2 }
+  /// Only for a frame that somebody waits for, and while the log is half empty and so has room to
+  /// spare. What is written without being durable lies close together, as recovery looks through
+  /// `maximumUnsynced` and little more.
+  private func mayLeaveGap(_ frame: Frame) -> Bool {
+    frame.mustBeDurable && frame.records > 0 && plainOutstanding == 0
+      && usedBytes < geometry.capacity / 2
+  }
 
   /// The table stands right in front of the payload, so that the frame is one piece of memory.
   private func sendFrame(_ frame: Frame, _ header: inout FrameHeader, front: Int) {
@@ -372,8 +384,6 @@ package final class LogWriter {
     }
     if frame.records > 0 { lastDataSequence = frame.sequence }
     frame.sent = clock
-    frame.gapBefore = lastGap
-    lastGap = frame.gap
     if frame.gap > 0 { paths.hit(.gapLeft) }
     inFlight += 1
     line.push(frame.index)
@@ -460,8 +470,8 @@ package final class LogWriter {
     let index = line.pop()
     invariant(index == frame.index, "frames are applied out of order")
     appliedSequence = frame.sequence
-    if frame.mustBeDurable {
-      spacing.note(clock &- frame.sent, behind: frame.gapBefore, now: clock)
+    if let gap = frame.gapBefore, spacing.note(clock &- frame.sent, behind: gap, now: clock) {
+      paths.hit(.gapTrial)
     }
     if frame.records > 0 { appliedDataSequence = frame.sequence }
     appliedPosition = frame.nextPosition
