@@ -47,7 +47,7 @@ struct PlantedCommand: ParsableCommand {
     .noFlushInRecovery: "lazy-kill",
     .tailNotRewritten: "failing-log",
     .lockNotAwaited: "killed",
-    .punchAfterReuse: "full-pool",
+    .punchAfterReuse: "tiny-cache",
     .checkpointNotExactPrefix: "lazy-log",
   ]
 
