@@ -122,9 +122,13 @@ class Server:
         """Bytes, of all its processes together, restarts included."""
         total = 0
         for process in self.processes:
-            for line in pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    total += int(line.split()[1]) << 10
+            try:
+                lines = pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            except FileNotFoundError:
+                # It has ended, of which whoever waits for it tells more than this would.
+                continue
+            total += sum(int(line.split()[1]) << 10 for line in lines
+                         if line.startswith("VmHWM:"))
         self.peak = max(self.peak, total)
         return self.peak
 

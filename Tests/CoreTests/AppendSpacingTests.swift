@@ -70,6 +70,20 @@ struct AppendSpacingTests {
     #expect(spacing.gap == 0)
   }
 
+  @Test("Clients that come back later than a gap get a longer one soon")
+  func slowerClients() {
+    var (spacing, clock) = (AppendSpacing(), UInt64(0))
+    append(&spacing, frames: 100, clock: &clock, taking: rotating)
+    let (gap, changed) = (spacing.gap, clock)
+    append(&spacing, frames: 400, clock: &clock) { gap, _ in
+      // 2 ms now.
+      let (turn, passing) = (8.33, Double(gap) * 4096 / 200_000)
+      let wait = passing >= 2 ? passing - 2 : turn + passing - 2
+      return UInt64((wait + 0.4) * Double(Self.milli))
+    }
+    #expect(spacing.gap > gap && clock - changed < 5_000 * Self.milli)
+  }
+
   @Test("A fixed gap stays")
   func fixed() {
     var (spacing, clock) = (AppendSpacing(fixed: 7), UInt64(0))

@@ -9,7 +9,8 @@
 // Whether a device turns, and how long the clients take, shows only in how long frames take. So
 // where they take long, each gap is tried for a few frames, and the one kept that was clearly best.
 //
-//     no gap, frames take long ─▶ trial of each gap in turn ─▶ the best ─▶ in half a minute again
+//     no gap, frames take long ─▶ trial of each gap in turn ─▶ the best ─▶ in half a minute again,
+//                                                                          in a second if it fails
 //
 // Frames with gaps go one at a time: one that is sent beside another would make the next wait until
 // its own gap has passed, and what comes meanwhile can go together. So does all of a trial, as times
@@ -22,7 +23,9 @@ package struct AppendSpacing: Sendable {
   private static let sampleCount = 12
   /// Below this (nanoseconds) a frame waited for less than a third of a revolution, at 7200 a minute.
   private static let slow: UInt64 = 2_500_000
+  /// Between trials (nanoseconds): in general, and where the clients are slower than the gap now.
   private static let interval: UInt64 = 30_000_000_000
+  private static let shortInterval: UInt64 = 1_000_000_000
 
   /// What the next frame leaves free behind it, in blocks.
   package private(set) var gap: Int
@@ -31,7 +34,8 @@ package struct AppendSpacing: Sendable {
   /// The median time with each gap that the trial under way has been through.
   private var medians: [UInt64] = []
   private var isTrial = false
-  private var nextTrial: UInt64 = 0
+  /// When the last trial ended; nil before the first.
+  private var decided: UInt64?
 
   package var isOneAtATime: Bool { gap > 0 || isTrial }
 
@@ -59,12 +63,19 @@ package struct AppendSpacing: Sendable {
         return true
       }
       self.gap = Self.gaps[medians.count]
-    } else if now >= nextTrial, median >= Self.slow || gap > 0 {
+    } else if isDue(now, median) {
       isTrial = true
       medians.removeAll(keepingCapacity: true)
       self.gap = Self.gaps[0]
     }
     return false
+  }
+
+  private func isDue(_ now: UInt64, _ median: UInt64) -> Bool {
+    let isSlow = median >= Self.slow
+    guard isSlow || gap > 0 else { return false }
+    guard let decided else { return true }
+    return now >= decided + (isSlow && gap > 0 ? Self.shortInterval : Self.interval)
   }
 
   /// A gap costs room in the log: it is kept only where it saves a third of the time.
@@ -73,6 +84,6 @@ package struct AppendSpacing: Sendable {
     for i in 1..<medians.count where medians[i] < medians[best] { best = i }
     gap = medians[best] * 3 <= medians[0] * 2 ? Self.gaps[best] : 0
     isTrial = false
-    nextTrial = now + Self.interval
+    decided = now
   }
 }
