@@ -21,12 +21,14 @@ struct AppendSpacingTests {
     }
   }
 
-  /// 7200 revolutions a minute, 200 MB/s, clients that take 1 ms to come back.
-  private func rotating(_ gap: Int, _: Bool) -> UInt64 {
+  /// 7200 revolutions a minute, 200 MB/s, clients that take so many milliseconds to come back.
+  private func rotating(_ gap: Int, clients: Double) -> UInt64 {
     let (turn, passing) = (8.33, Double(gap) * 4096 / 200_000)
-    let wait = passing >= 1 ? passing - 1 : turn + passing - 1
+    let wait = passing >= clients ? passing - clients : turn + passing - clients
     return UInt64((wait + 0.4) * Double(Self.milli))
   }
+
+  private func rotating(_ gap: Int, _: Bool) -> UInt64 { rotating(gap, clients: 1) }
 
   @Test("Where a frame waits for a revolution, the shortest gap that saves it is found and kept")
   func revolution() {
@@ -61,7 +63,7 @@ struct AppendSpacingTests {
     #expect(spacing.gap == 0)
   }
 
-  @Test("Once the device is quick without a gap, it is given up")
+  @Test("A gap that saves nothing any more is given up")
   func change() {
     var (spacing, clock) = (AppendSpacing(), UInt64(0))
     append(&spacing, frames: 100, clock: &clock, taking: rotating)
@@ -75,12 +77,7 @@ struct AppendSpacingTests {
     var (spacing, clock) = (AppendSpacing(), UInt64(0))
     append(&spacing, frames: 100, clock: &clock, taking: rotating)
     let (gap, changed) = (spacing.gap, clock)
-    append(&spacing, frames: 400, clock: &clock) { gap, _ in
-      // 2 ms now.
-      let (turn, passing) = (8.33, Double(gap) * 4096 / 200_000)
-      let wait = passing >= 2 ? passing - 2 : turn + passing - 2
-      return UInt64((wait + 0.4) * Double(Self.milli))
-    }
+    append(&spacing, frames: 400, clock: &clock) { gap, _ in rotating(gap, clients: 2) }
     #expect(spacing.gap > gap && clock - changed < 5_000 * Self.milli)
   }
 

@@ -711,7 +711,7 @@ package final class Destager {
     guard let map = layer.map else { return }
     invariant(layer.fold == nil, "a map is recorded in the midst of a fold")
     guard var record = try pool.catalog.treeRecord(of: layer.object) else { return }
-    let nodes = layer.metadataBlocks(of: map.full)
+    let fullNodes = layer.metadataBlocks(of: map.full)
     let deltaNodes = map.delta.map(layer.deltaMetadata(of:)) ?? 0
     if layer.inheritsMap {
       invariant(map.full.tree.nodeDelta == 0, "a map that is another object's was changed")
@@ -728,7 +728,7 @@ package final class Destager {
       record.branchInstant = map.branchInstant
       record.usedBlocks = layer.usedBlocks
       record.exclusiveBlocks = layer.exclusiveBlocks
-      record.metadataBlocks = nodes
+      record.metadataBlocks = fullNodes
       record.deadList = layer.dead?.tree.root ?? .none
       record.dead = layer.dead?.counts ?? DeadCounts()
       record.parentBranchInstant = layer.parentBranchInstant
@@ -737,7 +737,7 @@ package final class Destager {
     try pool.catalog.put(record, of: layer.object)
     map.full.tree.nodeDelta = 0
     map.delta?.tree.nodeDelta = 0
-    layer.metadataBlocks = nodes
+    layer.metadataBlocks = fullNodes
     layer.deltaMetadata = deltaNodes
   }
 
@@ -800,6 +800,7 @@ package final class Destager {
     pool.paths.hit(.nodeSpill)
     nodes.write(only: nil, window: window)
   }
+
   package func nodeWriteCompleted(_ token: Int, error: Int32) {
     switch nodes.completed(token, error: error) {
     case .refused: waitForDevice()

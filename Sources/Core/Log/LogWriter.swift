@@ -339,10 +339,12 @@ package final class LogWriter {
       lastGap = nil
     }
     frame.position = state.nextPosition
-    let taken = frame.position + bytes + summary.bytesNeeded(adding: frame.tableLength)
-    let end = geometry.start(ofSegment: geometry.segment(of: frame.position) + 1)
-    let room = taken < end ? (end - taken) >> blockShift : 0
-    frame.gap = isSpaced ? min(spacing.gap, Int(room)) : 0
+    frame.gap = 0
+    if isSpaced, spacing.gap > 0 {
+      let taken = frame.position + bytes + summary.bytesNeeded(adding: frame.tableLength)
+      let end = geometry.start(ofSegment: geometry.segment(of: frame.position) + 1)
+      frame.gap = taken < end ? min(spacing.gap, Int((end - taken) >> blockShift)) : 0
+    }
     frame.gapBefore = isSpaced ? lastGap : nil
     lastGap = isSpaced ? spacing.gap : nil
     touchedSegment = Int64(geometry.segment(of: frame.position))
