@@ -137,6 +137,13 @@ extension Simulation {
     return (0..<8).compactMap { Stamp.owner(memory.base + $0 * sectorSize) }
   }
 
+  /// Zeros that a client wrote carry no stamp: nothing tells whose error damage to them excuses.
+  private func isZero(_ device: SimulatedDevice, _ block: UInt64) -> Bool {
+    let memory = AlignedMemory(bytes: blockSize)
+    device.readDurable(block: block, into: memory.base)
+    return isZeroBlock(memory.base)
+  }
+
   /// Data of a client that is stored on a volume.
   func flipData(_ volume: SimulatedDevice) {
     let blocks = volume.durableBlocks()
@@ -180,7 +187,8 @@ extension Simulation {
   func flipTail() {
     guard profile.flipTailOneIn > 0, crashes > 0 else { return }
     guard crashRandom.oneIn(profile.flipTailOneIn),
-      let (block, tick) = logWatch.uncoveredBlock(&faultRandom), tick > lastChangeAt
+      let (block, tick) = logWatch.uncoveredBlock(&faultRandom), tick > lastChangeAt,
+      !isZero(pool.devices[0], block)
     else {
       table.raiseDurable(to: table.tick())
       return forgetUnacknowledged(false)
