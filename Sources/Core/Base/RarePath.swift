@@ -39,6 +39,7 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case tailRewritten
   case gapLeft
   case gapTrial
+  case logScanned
 }
 
 package struct RarePathCounters: Sendable {

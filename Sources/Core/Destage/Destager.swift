@@ -4,6 +4,7 @@
 //     idle ─▶ begin ─▶ structural ─▶ sweep ⇄ (read ▶ write ▶ map) ─▶ maps ─▶ deleted
 //       ▲                              ▲   for each frozen layer,      │        │
 //       │                              └──── then for the rest ◀──────┘        │
+//       │                              (which a scan of the log may begin)      │
 //       └── finish ◀─ root ◀─ flushVolumes ◀─ logDurable ◀─ nodes ◀─ commit ◀──┘
 //
 // A cycle has a cut C, the last frame that counted when it began. It applies exactly the records
@@ -12,6 +13,8 @@
 // then it sweeps the log index once in key order and moves every entry whose sequence is <= C. An
 // entry with a later sequence has replaced what was there: it is left for the next cycle (absorbed),
 // which is right because it is durable before the root is written (`logDurable`) and will be replayed.
+// Where homes can be written quickly in any order, most of the rest is moved before that sweep, in
+// the order of the log (LogScan.swift).
 //
 // Entries leave the index when the map in memory names their home; the log keeps their frames
 // until the root is durable (R18). A block owned alone is overwritten in place; its log record is
@@ -21,13 +24,15 @@
 
 package final class Destager {
   private enum Phase {
-    case idle, begin, structural, sweep, reading, writing, mapping, maps, deleted, commit, nodes
+    case idle, begin, structural, scan, sweep, reading, writing, mapping, maps, deleted, commit
+    case nodes
     case logDurable, flushVolumes, root, finish
   }
 
   private let pool: Pool
   private var phase = Phase.idle
   private let batch = DestageBatch()
+  private let scan: LogScan
 
   // The cycle's cut.
   private var cut: FrameSequence = 0
@@ -76,6 +81,7 @@ package final class Destager {
     self.pool = pool
     reaper = Reaper(pool)
     nodes = NodeWriter(pool)
+    scan = LogScan(pool, batch)
     rootMemory = AlignedMemory(bytes: Int(VolumeLayout.rootCopies) * blockSize)
   }
 
@@ -112,6 +118,9 @@ package final class Destager {
 
   // MARK: The cycle
 
+  /// Steps of up to 256 blocks, at some 2 µs each, before requests have their turn.
+  private static let stepsATurn = 1
+
   /// Goes on as far as it can without waiting, but only some hundred blocks at a time, so that
   /// requests never wait long. Returns the wait that metadata must end, if any; true in `again`
   /// means that it would go on at once.
@@ -123,7 +132,7 @@ package final class Destager {
       isWaitingForDevice = false
     }
     do throws(SpaceWait) {
-      for _ in 0..<16 {
+      for _ in 0..<Self.stepsATurn {
         if try !advance() { return (nil, false) }
       }
       return (nil, true)
@@ -139,6 +148,7 @@ package final class Destager {
     case .idle: return false
     case .begin: return begin()
     case .structural: return try applyStructural()
+    case .scan: return try scanLog()
     case .sweep: return try sweep()
     case .reading, .writing: return false
     case .mapping: return try mapBatch()
@@ -165,8 +175,9 @@ package final class Destager {
     let early = pool.fault == .inPlaceBeforeLogDurable
     guard pool.log.durableSequence >= cut || relocateAll || early else { return false }
     durableGoal = 0
-    visited.removeAll(keepingCapacity: true)
+    while let layer = visited.popLast() { layer.isVisited = false }
     batch.clear()
+    scan.finish()
     workAtStart = pool.index.blocksLogged
     destagedAtStart = destagedBlocks
     phase = .structural
@@ -213,6 +224,10 @@ package final class Destager {
     cursor = layer?.firstKey ?? IndexKey(raw: 0)
     sweepEnd =
       layer.map { IndexKey(slot: $0.slot + 1, block: BlockIndex(0)) } ?? IndexKey(raw: .max)
+    if layer == nil, isQuick, !relocateAll {
+      scan.begin(cut: cut, end: cutPosition)
+      if scan.isActive { phase = .scan }
+    }
   }
 
   /// The snapshot's map is written: it is final, and what is born from now on is not in it (R10).
@@ -260,6 +275,50 @@ package final class Destager {
     }
   }
   private var volumesRecorded = 0
+
+  // MARK: Scan
+
+  private func scanLog() throws(SpaceWait) -> Bool {
+    if scan.isResolving {
+      let all = try scan.resolve { (layer, block) throws(SpaceWait) in
+        guard layer.base == nil, try isLive(layer), !pool.wantsFold(layer) else { return nil }
+        return try ownHome(of: block, in: layer)
+      }
+      guard all else { return true }
+      if !batch.items.isEmpty {
+        for item in batch.items { visit(pool.layers[item.key.slot]!) }
+        pool.paths.hit(.logScanned)
+        batch.planTargets()
+        writeBatch()
+        return false
+      }
+    }
+    guard isQuick, !relocateAll, !pool.store.needsSpill, scan.planReads() else {
+      scan.finish()
+      phase = .sweep
+      return true
+    }
+    read()
+    return false
+  }
+
+  /// Whether homes can be written in any order at little cost.
+  private var isQuick: Bool { homeWriteTime < Self.quickWrite }
+  /// Nanoseconds for one write of homes of late, with others on their way beside it; a disk that has
+  /// to move its heads takes milliseconds.
+  private var homeWriteTime: UInt64 = .max
+  private static let quickWrite: UInt64 = 1_000_000
+  /// Only batches of so many writes are measured.
+  private static let measuredWrites = 64
+  private var writeBegan: UInt64?
+
+  private func measureWrites() {
+    guard let began = writeBegan else { return }
+    writeBegan = nil
+    guard batch.transfers.count >= Self.measuredWrites else { return }
+    let time = (now - began) / UInt64(batch.transfers.count)
+    homeWriteTime = homeWriteTime == .max ? time : (3 * homeWriteTime + time) / 4
+  }
 
   // MARK: Sweep
 
@@ -326,11 +385,8 @@ package final class Destager {
       var item = DestageItem(
         key: entry.key, logBlock: entry.location, checksum: entry.checksum, isNew: false,
         sequence: entry.sequence, target: .none)
-      if !relocateAll,
-        case .mapped(let address, _, let birth, _) = try layer.map!.lookup(
-          entry.key.block, limit: 1), birth > layer.map!.branchInstant
-      {
-        item.target = address
+      if !relocateAll, let home = try ownHome(of: entry.key.block, in: layer) {
+        item.target = home
       } else {
         item.target = try takeHome(layer)
         item.isNew = true
@@ -342,7 +398,17 @@ package final class Destager {
   }
 
   private func visit(_ layer: Layer) {
-    if visited.last !== layer { visited.append(layer) }
+    guard !layer.isVisited else { return }
+    layer.isVisited = true
+    visited.append(layer)
+  }
+
+  /// The home of a block that the layer owns alone: it may be overwritten.
+  private func ownHome(of block: BlockIndex, in layer: Layer) throws(SpaceWait) -> BlockAddress? {
+    guard case .mapped(let address, _, let birth, _) = try layer.map!.lookup(block, limit: 1),
+      birth > layer.map!.branchInstant
+    else { return nil }
+    return address
   }
 
   /// A large write is home already: the map takes it over.
@@ -403,11 +469,15 @@ package final class Destager {
   private func readBatch() -> Bool {
     batch.planReads(segmentBlocks: pool.log.geometry.segmentBlocks)
     batch.planTargets()
+    read()
+    return false
+  }
+
+  private func read() {
     phase = .reading
     batch.outstanding = batch.transfers.count
     batch.issued = 0
     issueReads()
-    return false
   }
 
   private func issueReads() {
@@ -418,14 +488,19 @@ package final class Destager {
     }
   }
 
-  /// Operations that may be issued now without making the devices' queues long.
+  /// Operations that may be issued now without making the devices' queues long. Many at once or none:
+  /// what is submitted together costs the device one notice.
   private func room(in batch: DestageBatch) -> Int {
-    max(0, window - (batch.outstanding - (batch.transfers.count - batch.issued)))
+    let inFlight = batch.outstanding - (batch.transfers.count - batch.issued)
+    let window = scan.isActive && phase == .reading ? LogScan.window : window
+    return inFlight <= window / 2 ? window - inFlight : 0
   }
 
   private func issueRead(_ i: Int) {
     let transfer = batch.transfers[i]
-    let block = batch.items[batch.byLog[transfer.first]].logBlock
+    let block =
+      scan.isActive
+      ? scan.logBlock(of: transfer) : batch.items[batch.byLog[transfer.first]].logBlock
     pool.ops.issue(
       .read, .log, offset: pool.log.geometry.deviceOffset(block << blockShift),
       length: UInt64(transfer.count * blockSize),
@@ -434,6 +509,7 @@ package final class Destager {
 
   /// A read from the log ended: check every block and lay it out where it will be written from.
   package func readCompleted(_ i: Int, error: Int32) {
+    if scan.isActive { return scanRead(error: error) }
     var transfer = batch.transfers[i]
     var bad = error != 0
     if !bad {
@@ -466,6 +542,22 @@ package final class Destager {
       waitForDevice()
     }
   }
+  /// A read of the scan ended. What can't be read is left to the sweep, which tries it again.
+  private func scanRead(error: Int32) {
+    if error != 0 { failedOps += 1 }
+    batch.outstanding -= 1
+    issueReads()
+    guard batch.outstanding == 0 else { return }
+    if failedOps > 0 {
+      failedOps = 0
+      scan.finish()
+      phase = .sweep
+    } else {
+      scan.collect()
+      phase = .scan
+    }
+  }
+
   /// Transfers from the log that the device refused: tried again a second later, block by block,
   /// for half a minute. A path that comes back costs nothing; only a bad sector costs its block.
   private var failedReads: [Int] = []
@@ -507,6 +599,7 @@ package final class Destager {
   private func writeBatch() {
     batch.planWrites()
     phase = .writing
+    writeBegan = now
     batch.outstanding = batch.transfers.count
     batch.issued = 0
     issueWrites()
@@ -526,7 +619,9 @@ package final class Destager {
     pool.ops.issue(
       .write, .volume(target.volume), offset: target.byteOffset,
       length: UInt64(transfer.count * blockSize),
-      memory: batch.memory.base + transfer.first * blockSize, owner: .destageWrite, index: i)
+      memory: scan.isActive
+        ? scan.source(of: transfer) : batch.memory.base + transfer.first * blockSize,
+      owner: .destageWrite, index: i)
   }
 
   /// A write to homes ended. One that fails is tried again; homes that can't be written at all are
@@ -589,6 +684,7 @@ package final class Destager {
   }
 
   private func mapBatch() throws(SpaceWait) -> Bool {
+    measureWrites()
     var budget = 256
     while mapped < batch.items.count, budget > 0 {
       let group = nextGroup()
@@ -609,7 +705,7 @@ package final class Destager {
     spillIfNeeded()
     if mapped == batch.items.count {
       batch.clear()
-      phase = sweepEnded ? .maps : .sweep
+      phase = scan.isActive ? .scan : sweepEnded ? .maps : .sweep
     }
     return true
   }
@@ -671,6 +767,7 @@ package final class Destager {
       try record(layer)
       if layer.state != .open || !isConnected(layer) { pool.returnRun(layer) }
       visited.removeLast()
+      layer.isVisited = false
     }
     spillIfNeeded()
     guard sweepEnded else {
@@ -688,7 +785,7 @@ package final class Destager {
 
   /// A layer that is about to be final may have a delta of earlier cycles, which is to be folded.
   private func visitFinal() throws(SpaceWait) {
-    guard sweepEnded, let layer, visited.last !== layer,
+    guard sweepEnded, let layer, !layer.isVisited,
       let record = try pool.catalog.treeRecord(of: layer.object), record.hasDelta
     else { return }
     if layer.map == nil { try pool.load(layer) }

@@ -1,0 +1,172 @@
+/// Blocks for a cycle's batches in the order of the log instead of that of the index.
+///
+/// The sweep of the index reads each block from wherever the log has it: one small read a block.
+/// Where homes can be written quickly in any order, it costs less to read the log from end to end
+/// in large pieces and take from it what is live. Only what has a home of its own already is taken:
+/// first homes are given in the order of the index, so that neighbours on a disk become neighbours
+/// in vSpace. The sweep follows and finds what is left.
+///
+///     planReads ─▶ the log is read into `staging` ─▶ collect ─▶ resolve ─▶ written and mapped as in a sweep
+///
+/// What the log's tables say only hints at keys: the index decides whether that very block is live,
+/// and its checksum whether it was read as it was written. So nothing here needs the checks of a
+/// replay; what is not understood is left to the sweep.
+final class LogScan {
+  private let pool: Pool
+  private let batch: DestageBatch
+  /// Where the next frame lies, and the cut's end; positions in the log, in bytes.
+  private var position: UInt64 = 0
+  private var end: UInt64 = 0
+  private var cut: FrameSequence = 0
+  /// The log block that `staging` starts with.
+  private var firstBlock: UInt64 = 0
+  /// Items that were looked up, and those of them that are taken.
+  private var resolved = 0
+  private var taken = 0
+  private var isPoor = false
+  /// Whether a batch of the scan is on its way, and whether its items are to be looked up.
+  private(set) var isActive = false
+  private(set) var isResolving = false
+
+  init(_ pool: Pool, _ batch: DestageBatch) {
+    self.pool = pool
+    self.batch = batch
+  }
+
+  /// In blocks: what is read at once, so that frames of the log don't wait long behind it.
+  private static let piece = 64
+  /// Reads on their way at a time.
+  static let window = 2
+  /// Where less than a quarter of what is read can be taken, the sweep's single reads cost less.
+  private static let leastTaken = 4
+
+  /// Starts where the last cycle's cut was, if reading from there to this one's is worth it, and if
+  /// all maps fit into memory: their nodes are changed in no order.
+  func begin(cut: FrameSequence, end: UInt64) {
+    position = pool.root.nextPosition
+    self.end = end
+    self.cut = cut
+    isResolving = false
+    isPoor = false
+    isActive =
+      position < end
+      && pool.index.blocksLogged * Self.leastTaken >= Int((end - position) >> blockShift)
+      && pool.space.metadata <= pool.store.dirtyLimit
+  }
+
+  func finish() { isActive = false }
+
+  /// Plans the reads of the next part of the log. False at the end, or where it is not worth it.
+  func planReads() -> Bool {
+    guard position < end, !isPoor else {
+      isActive = false
+      return false
+    }
+    let segmentEnd =
+      pool.log.geometry.start(ofSegment: pool.log.geometry.segment(of: position) + 1)
+    firstBlock = position >> blockShift
+    let count = Int(
+      min((min(end, segmentEnd) - position) >> blockShift, UInt64(DestageBatch.capacity)))
+    batch.transfers.removeAll(keepingCapacity: true)
+    for first in stride(from: 0, to: count, by: Self.piece) {
+      batch.transfers.append(
+        DestageTransfer(first: first, count: min(Self.piece, count - first)))
+    }
+    return true
+  }
+
+  func logBlock(of transfer: DestageTransfer) -> UInt64 { firstBlock + UInt64(transfer.first) }
+
+  /// The planned part was read: gathers the keys that its tables name, in the order of the index.
+  func collect() {
+    let count = batch.transfers.reduce(0) { $0 + $1.count }
+    let geometry = pool.log.geometry
+    // Behind what can't be followed the next segment starts with a frame.
+    position = geometry.start(ofSegment: geometry.segment(of: position) + 1)
+    var at = 0
+    while at < count,
+      let header = FrameHeader(
+        decoding: batch.staging.base + at * blockSize, tag: geometry.tag,
+        maximumBlocks: geometry.segmentBlocks),
+      header.kind == .data, header.position == (firstBlock + UInt64(at)) << blockShift,
+      header.sequence <= cut
+    {
+      let front = FrameHeader.frontBlocks(tableLength: Int(header.tableLength))
+      if header.flags & FrameHeader.bridge == 0 {
+        guard at + front + Int(header.payloadBlocks) <= count else {
+          if at > 0 { position = header.position }
+          break
+        }
+        collect(header, at: at, front: front)
+      }
+      at += Int(header.blocks)
+      if at >= count { position = (firstBlock + UInt64(at)) << blockShift }
+    }
+    batch.items.sort { $0.key < $1.key }
+    resolved = 0
+    taken = 0
+    isResolving = true
+  }
+
+  private func collect(_ header: FrameHeader, at: Int, front: Int) {
+    var cursor = RecordCursor(
+      table: batch.staging.base + at * blockSize + FrameHeader.size,
+      length: Int(header.tableLength))
+    while let record = cursor.next() {
+      guard case .data(let object, _, let block, let count, let payload, _) = record,
+        Int(payload) + count <= Int(header.payloadBlocks), let disk = pool.disks.find(object)
+      else { continue }
+      let first = firstBlock + UInt64(at + front) + UInt64(payload)
+      for i in 0..<UInt64(count) where !batch.isFull {
+        batch.items.append(
+          DestageItem(
+            key: IndexKey(slot: disk.layer.slot, block: block + i), logBlock: first + i,
+            checksum: 0, isNew: false, sequence: 0, target: .none))
+      }
+    }
+  }
+
+  /// Looks up some hundred items, and keeps those that are live and have homes of their own, which
+  /// `home` tells. True when all were. Goes on where it was after a wait.
+  func resolve(
+    home: (Layer, BlockIndex) throws(SpaceWait) -> BlockAddress?
+  ) throws(SpaceWait) -> Bool {
+    var budget = 256
+    while resolved < batch.items.count, budget > 0 {
+      var item = batch.items[resolved]
+      if case .covered(let entry, _) = pool.index.lookup(item.key), entry.kind == .log,
+        entry.location == item.logBlock, entry.sequence <= cut,
+        let layer = pool.layers[item.key.slot], let target = try home(layer, item.key.block),
+        crc32cBlock(staged(item)) == entry.checksum
+      {
+        item.checksum = entry.checksum
+        item.sequence = entry.sequence
+        item.target = target
+        batch.items[taken] = item
+        taken += 1
+      }
+      resolved += 1
+      budget -= 1
+    }
+    guard resolved == batch.items.count else { return false }
+    isPoor = taken * Self.leastTaken < resolved
+    batch.items.removeLast(resolved - taken)
+    isResolving = false
+    return true
+  }
+
+  /// Where a transfer is written from: homes that are neighbours are brought together first.
+  func source(of transfer: DestageTransfer) -> UnsafeMutableRawPointer {
+    if transfer.count == 1 { return staged(batch.items[batch.byTarget[transfer.first]]) }
+    let memory = batch.memory.base + transfer.first * blockSize
+    for i in 0..<transfer.count {
+      (memory + i * blockSize).copyMemory(
+        from: staged(batch.items[batch.byTarget[transfer.first + i]]), byteCount: blockSize)
+    }
+    return memory
+  }
+
+  private func staged(_ item: DestageItem) -> UnsafeMutableRawPointer {
+    batch.staging.base + Int(item.logBlock - firstBlock) * blockSize
+  }
+}
