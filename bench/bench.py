@@ -3,7 +3,7 @@
 or space.
 
     bench/bench.py [--rows NAME,...] [--servers NAME,...] [--growth NAME,...] [--points NAME,...]
-                   [--rounds N] [--report]
+                   [--rounds N] [--patience SECONDS] [--report]
 
 Each list may be "all" or "none". QUICK=1 in the environment makes everything small, for a first
 look. Only ratios from one run count: the load generator shares the machine's cores, and disks are
@@ -14,6 +14,7 @@ hold, not when a goal is missed.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT / "Tests/Support"))
 import goals  # noqa: E402
 import growth  # noqa: E402
 import measure  # noqa: E402
+import meter  # noqa: E402
 import points  # noqa: E402
 import report  # noqa: E402
 import rows as table  # noqa: E402
@@ -51,6 +53,8 @@ def options():
     parser.add_argument("--points", default="with-peers",
                         help="timed points; the default is those beside peers")
     parser.add_argument("--rounds", type=int, default=1 if QUICK else 3)
+    parser.add_argument("--patience", type=float, default=0 if QUICK else 900,
+                        help="seconds in all for measuring again what the hypervisor disturbed")
     parser.add_argument("--report", action="store_true",
                         help="write the table and the plots of docs/performance.md")
     return parser.parse_args()
@@ -89,7 +93,7 @@ def machine():
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
 
 
-def compare(directory, rows, names, rounds):
+def compare(directory, rows, names, rounds, patience):
     """Every row on every side, one after the other; [{row's figures and goals}], peak memory."""
     results, memory, errors = [], {}, []
     # A stage is what runs on the same servers. Write amplification wants the space of all others.
@@ -101,7 +105,8 @@ def compare(directory, rows, names, rounds):
         try:
             stage = measure.Stage(directory, members, names, SIZES, devices)
             try:
-                series = measure_rounds(stage, members, names, 1 if alone else rounds, errors)
+                series = measure_rounds(
+                    stage, members, names, 1 if alone else rounds, patience, errors)
                 for name, peak in stage.peaks().items():
                     memory[name] = max(memory.get(name, 0), peak)
             finally:
@@ -112,14 +117,15 @@ def compare(directory, rows, names, rounds):
     return results, memory, errors
 
 
-def measure_rounds(stage, rows, names, rounds, errors):
+def measure_rounds(stage, rows, names, rounds, patience, errors):
     series = {row.name: {} for row in rows}
     for turn in range(rounds):
         for row in rows:
             sides = [(label, side) for label, side in row.sides.items() if side.server in names]
             for label, side in sides if turn % 2 == 0 else reversed(sides):
                 try:
-                    figures = stage.measure(row, side)
+                    figures = patience.least_disturbed(
+                        functools.partial(stage.measure, row, side))
                 except Exception as error:  # noqa: BLE001  # the others' figures are still good
                     errors.append(f"{row.name}, {label}: {str(error)[:2000]}")
                     print(f"  FAILED {errors[-1]}", flush=True)
@@ -197,7 +203,8 @@ def main():
     began = time.monotonic()
     directory = pathlib.Path(tempfile.mkdtemp(prefix="b", dir=parent))
     try:
-        result["rows"], memory, errors = compare(directory, rows, names, wanted.rounds)
+        result["rows"], memory, errors = compare(
+            directory, rows, names, wanted.rounds, meter.Patience(wanted.patience))
         compared = round(time.monotonic() - began)
         result["growth"] = run_growth(directory, growth_names, memory, errors)
         result["peak_memory"], result["errors"] = memory, errors

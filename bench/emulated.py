@@ -13,8 +13,10 @@ The devices are quick ("off") until a measurement, so that making pools and imag
 import json
 import pathlib
 import subprocess
+import time
 
 import loads
+import meter
 import servers
 from loads import GIB, MIB
 from sluicetest import tools
@@ -169,9 +171,11 @@ def blender(server, disks, seconds, seed=1, size=4 * GIB, settles=True):
             "--norandommap", "--time_based", f"--runtime={seconds}", f"--randseed={seed}"]
     server.thaw()
     before, cpu = server.figures(), server.processor_seconds()
+    (_, stolen), began = meter.idle_seconds(), time.monotonic()
     server.switch(True)
     group = loads.fio([(f"disk{disk}", server.uri(disk), work) for disk in range(disks)], 300)
     after, cpu = server.figures(), server.processor_seconds() - cpu
+    stolen = meter.stolen_percent(stolen, began)
     server.switch(False)
     if settles:
         server.settle()
@@ -180,6 +184,7 @@ def blender(server, disks, seconds, seed=1, size=4 * GIB, settles=True):
     count = max(side["total_ios"], 1)
     return {
         "iops": round(side["iops"], 1), "cpu_us": round(cpu / count * 1e6, 1),
+        "stolen_percent": stolen,
         "write_ms": percentiles(side["clat_ns"]), "flush_ms": percentiles(group["sync"]["lat_ns"]),
         "device": {key: round((after[key] - before[key]) / count, 3) for key in before},
     }

@@ -93,6 +93,9 @@ def goal_table(result):
         for goal in point.get("goals", []):
             lines.append(f"| {title} | " + " | ".join(goal_cells(goal)) + " |")
             title = ""
+        if point.get("stolen_percent", 0) > QUIET:
+            lines.append(f"| | the hypervisor took up to {point['stolen_percent']:.0f}% of the "
+                         "machine meanwhile: doubtful | | |")
     mine = max([peak for name, peak in result["peak_memory"].items()
                 if name.startswith("sluice") and name != "sluice-null"], default=0)
     if mine:
