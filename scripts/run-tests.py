@@ -106,11 +106,12 @@ def show_end(log):
 
 
 def count_swift(log, _):
-    """Counts Swift Testing's own lines, one for each test (and one for each suite, left out)."""
+    """Counts by Swift Testing's closing line: those of single tests are cut in two now and then by
+    what a test's own processes print."""
     text = log.read_text(errors="replace")
-    passed = len(re.findall(r"^\S+ Test (?!run with |case passing )\S.* passed after ", text, re.M))
+    total = sum(map(int, re.findall(r"Test run with (\d+) tests? ", text)))
     failed = len(re.findall(r"^\S+ Test (?!run with |case passing )\S.* failed after ", text, re.M))
-    return passed, failed
+    return max(0, total - failed), failed
 
 
 def count_summary(_, summary):
