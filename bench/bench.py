@@ -54,7 +54,7 @@ def options():
                         help="timed points; the default is those beside peers")
     parser.add_argument("--rounds", type=int, default=1 if QUICK else 3)
     parser.add_argument("--patience", type=float, default=0 if QUICK else 900,
-                        help="seconds in all for measuring again what the hypervisor disturbed")
+                        help="seconds for measuring rows again that the hypervisor disturbed")
     parser.add_argument("--report", action="store_true",
                         help="write the table and the plots of docs/performance.md")
     return parser.parse_args()
@@ -121,18 +121,25 @@ def measure_rounds(stage, rows, names, rounds, patience, errors):
     series = {row.name: {} for row in rows}
     for turn in range(rounds):
         for row in rows:
-            sides = [(label, side) for label, side in row.sides.items() if side.server in names]
-            for label, side in sides if turn % 2 == 0 else reversed(sides):
-                try:
-                    figures = patience.least_disturbed(
-                        functools.partial(stage.measure, row, side))
-                except Exception as error:  # noqa: BLE001  # the others' figures are still good
-                    errors.append(f"{row.name}, {label}: {str(error)[:2000]}")
-                    print(f"  FAILED {errors[-1]}", flush=True)
-                    continue
-                series[row.name].setdefault(label, []).append(figures)
+            figures = patience.least_disturbed(
+                functools.partial(measure_round, stage, row, names, turn, errors))
+            for label, each in figures.items():
+                series[row.name].setdefault(label, []).append(each)
             show_round(row, series[row.name], turn)
     return series
+
+
+def measure_round(stage, row, names, turn, errors):
+    """{label: figures} of each side of a row, in turn."""
+    found = {}
+    sides = [(label, side) for label, side in row.sides.items() if side.server in names]
+    for label, side in sides if turn % 2 == 0 else reversed(sides):
+        try:
+            found[label] = stage.measure(row, side)
+        except Exception as error:  # noqa: BLE001  # the others' figures are still good
+            errors.append(f"{row.name}, {label}: {str(error)[:2000]}")
+            print(f"  FAILED {errors[-1]}", flush=True)
+    return found
 
 
 def show_round(row, by_label, turn):

@@ -1,6 +1,7 @@
 """Points on emulated devices: that these are what they say, and Sluice and its peers on them."""
 
 import functools
+import itertools
 import random
 import shutil
 import statistics
@@ -107,11 +108,13 @@ def blender_point(kind, goal, against_bare):
                 server = emulated.make(each, kind, place, disks=16, disk_size=16 * GIB)
                 running.append(server)
                 server.freeze()
+            seeds = itertools.count(1)
             for turn in range(rounds):
-                for server in running if turn % 2 == 0 else reversed(running):
-                    figures = patience.least_disturbed(functools.partial(
-                        emulated.blender, server, 16, seconds, seed=turn + 1))
-                    series.setdefault(server.name, []).append(figures)
+                order = running if turn % 2 == 0 else running[::-1]
+                figures = patience.least_disturbed(
+                    functools.partial(one_round, order, seconds, seeds))
+                for name, each in figures.items():
+                    series.setdefault(name, []).append(each)
             alone = durable_writes(running[1].spindles[0], seconds)
         finally:
             for server in running:
@@ -122,6 +125,12 @@ def blender_point(kind, goal, against_bare):
     point.__doc__ = (f"I/O blender, 16 disks on two emulated devices ({kind}); "
                      f"the goal is {goal} times each peer.")
     return point
+
+
+def one_round(order, seconds, seeds):
+    """{server's name: figures} of the blender on each server; the same blocks on each."""
+    seed = next(seeds)
+    return {server.name: emulated.blender(server, 16, seconds, seed=seed) for server in order}
 
 
 def durable_writes(device, seconds):

@@ -74,27 +74,34 @@ def device_figures(stat):
 
 
 class Patience:
-    """Time for measuring again what the hypervisor disturbed. Each server's runs are treated alike:
-    one in which it took more than `DISTURBED` percent of the machine is made again, at most
-    `MOST` times, and that in which it took least counts."""
+    """Time for measuring again what the hypervisor disturbed: a whole round of all servers, at most
+    `MOST` times, if it took more than `DISTURBED` percent of the machine during one's run. The round
+    in which it took least counts."""
 
     DISTURBED = 8
-    MOST = 3
+    MOST = 2
 
     def __init__(self, seconds):
         self.left = seconds
 
     def least_disturbed(self, measure):
-        """The figures of one run of `measure`, which have `stolen_percent` among them."""
+        """{server: figures} of one round of `measure`."""
         best = measure()
         for _ in range(self.MOST):
-            if best.get("stolen_percent", 0) <= self.DISTURBED or self.left <= 0:
+            if disturbance(best) <= self.DISTURBED or self.left <= 0:
                 break
             began = time.monotonic()
             another = measure()
             self.left -= time.monotonic() - began
-            best = min(best, another, key=lambda figures: figures.get("stolen_percent", 0))
+            # One that lacks a server, which has failed, is no better.
+            if another.keys() == best.keys():
+                best = min(best, another, key=disturbance)
         return best
+
+
+def disturbance(by_server):
+    """The largest part of the machine that the hypervisor took in one server's run, in percent."""
+    return max((figures.get("stolen_percent", 0) for figures in by_server.values()), default=0)
 
 
 class Meter:

@@ -494,6 +494,7 @@ extension Profile {
     plan.durability = durability.draw(&random)
     plan.planted = planted
     plan.deltaNodes = [0, 1, 64, 64][Int(seed % 4)]
+    plan.alwaysScans = seed % 5 == 2
     plan.logGap = seed % 7 == 3 ? 1 + Int(seed / 7 * 29 % 128) : nil
     return plan
   }

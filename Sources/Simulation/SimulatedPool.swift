@@ -22,6 +22,7 @@ package struct PoolPlan: Sendable {
   package var deltaNodes = 64
   /// Blocks that stay free behind each frame of the log; nil: as the engine finds out.
   package var logGap: Int?
+  package var alwaysScans = false
 
   package init(seed: UInt64, log: DevicePlan, volumes: [DevicePlan]) {
     self.seed = seed

@@ -322,5 +322,6 @@ extension SimulatedPool {
     return "log \(plan.log.size >> 20)M, volumes \(members), "
       + "cache \(plan.cacheBytes >> 10)K, durability \(plan.durability), deltas of \(plan.deltaNodes) nodes"
       + (plan.logGap.map { ", log gaps of \($0) blocks" } ?? "")
+      + (plan.alwaysScans ? ", scans of the log" : "")
   }
 }

@@ -71,6 +71,7 @@ extension SimulatedSystem {
       configuration.fault = pool.plan.planted
       configuration.deltaNodes = pool.plan.deltaNodes
       configuration.logGap = pool.plan.logGap
+      configuration.alwaysScans = pool.plan.alwaysScans
       return Engine(configuration)
     },
     label: { pool, device in

@@ -47,7 +47,6 @@ struct PlantedCommand: ParsableCommand {
     .noFlushInRecovery: "lazy-kill",
     .tailNotRewritten: "failing-log",
     .lockNotAwaited: "killed",
-    .punchAfterReuse: "tiny-cache",
     .checkpointNotExactPrefix: "lazy-log",
   ]
 

@@ -53,14 +53,15 @@ struct AppendSpacingTests {
     }
   }
 
-  @Test("A tenth of the clients being late does not end it")
+  @Test("Where one client in ten is late, the gap still is about what the others need")
   func lateClients() {
-    var (spacing, clock, count) = (AppendSpacing(), UInt64(0), 0)
-    append(&spacing, frames: 5_000, clock: &clock) { gap, _ in
-      count += 1
-      return rotating(gap, clients: count % 10 == 0 ? 6 : 1)
+    var random = SeededRandom(seed: 1)
+    var (spacing, clock) = (AppendSpacing(), UInt64(0))
+    append(&spacing, frames: 50_000, clock: &clock) { gap, _ in
+      rotating(gap, clients: Int.random(in: 0..<10, using: &random) == 0 ? 6 : 1)
     }
-    #expect(clock < 5_000 * 3 * Self.milli)
+    // The best there is: 0.71 ms and one time in ten 4 ms more.
+    #expect(clock < 50_000 * 2 * Self.milli, "\(clock / 50_000) ns a frame")
   }
 
   @Test("A slow device that does not turn gets no gap, nor does a quick one")

@@ -88,8 +88,13 @@ struct EngineScanTests {
     let disk = filled()
     _ = overwrite(disk, round: 1)
     #expect(isDone(pool.control(.snapshot([SnapshotName(disk: "a", snapshot: "s")]))))
+    #expect(isDone(pool.control(.flush)))
+    #expect(pool.io(.read, disk, 0, 4096).status == .ok)
+    // What the snapshot shares gets other homes, in the sweep; then the disk owns its blocks.
     _ = overwrite(disk, round: 2)
+    let before = scanned
     _ = overwrite(disk, round: 3)
+    #expect(scanned > before)
     #expect(
       isDone(pool.control(.clone(SnapshotName(disk: "a", snapshot: "s"), name: "b", count: nil))))
     _ = overwrite(disk, round: 4)

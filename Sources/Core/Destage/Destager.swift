@@ -118,11 +118,8 @@ package final class Destager {
 
   // MARK: The cycle
 
-  /// Steps of up to 256 blocks, at some 2 µs each, before requests have their turn.
-  private static let stepsATurn = 1
-
-  /// Goes on as far as it can without waiting, but only some hundred blocks at a time, so that
-  /// requests never wait long. Returns the wait that metadata must end, if any; true in `again`
+  /// Goes on as far as it can without waiting, but only some hundred blocks at a time, at some 2 µs
+  /// each, so that requests never wait long. Returns the wait that metadata must end, if any; true in `again`
   /// means that it would go on at once.
   package func step(now: UInt64, wallClock: UInt64) -> (wait: SpaceWait?, again: Bool) {
     self.now = now
@@ -132,8 +129,10 @@ package final class Destager {
       isWaitingForDevice = false
     }
     do throws(SpaceWait) {
-      for _ in 0..<Self.stepsATurn {
+      for _ in 0..<16 {
+        let movesBlocks = phase == .scan || phase == .sweep || phase == .mapping
         if try !advance() { return (nil, false) }
+        if movesBlocks { break }
       }
       return (nil, true)
     } catch {
@@ -224,8 +223,8 @@ package final class Destager {
     cursor = layer?.firstKey ?? IndexKey(raw: 0)
     sweepEnd =
       layer.map { IndexKey(slot: $0.slot + 1, block: BlockIndex(0)) } ?? IndexKey(raw: .max)
-    if layer == nil, isQuick, !relocateAll {
-      scan.begin(cut: cut, end: cutPosition)
+    if layer == nil, !relocateAll, writeTimes.allowScan(cycle: cycles) || alwaysScans {
+      scan.begin(cut: cut, end: cutPosition, always: alwaysScans)
       if scan.isActive { phase = .scan }
     }
   }
@@ -293,7 +292,9 @@ package final class Destager {
         return false
       }
     }
-    guard isQuick, !relocateAll, !pool.store.needsSpill, scan.planReads() else {
+    guard writeTimes.allowScan(cycle: cycles) || alwaysScans, !relocateAll,
+      !pool.store.needsSpill, scan.planReads()
+    else {
       scan.finish()
       phase = .sweep
       return true
@@ -302,22 +303,15 @@ package final class Destager {
     return false
   }
 
-  /// Whether homes can be written in any order at little cost.
-  private var isQuick: Bool { homeWriteTime < Self.quickWrite }
-  /// Nanoseconds for one write of homes of late, with others on their way beside it; a disk that has
-  /// to move its heads takes milliseconds.
-  private var homeWriteTime: UInt64 = .max
-  private static let quickWrite: UInt64 = 1_000_000
-  /// Only batches of so many writes are measured.
-  private static let measuredWrites = 64
+  private var alwaysScans: Bool { pool.configuration.alwaysScans }
+  private var writeTimes = HomeWriteTimes()
   private var writeBegan: UInt64?
 
   private func measureWrites() {
     guard let began = writeBegan else { return }
     writeBegan = nil
-    guard batch.transfers.count >= Self.measuredWrites else { return }
-    let time = (now - began) / UInt64(batch.transfers.count)
-    homeWriteTime = homeWriteTime == .max ? time : (3 * homeWriteTime + time) / 4
+    writeTimes.note(
+      now - began, writes: batch.transfers.count, isScan: scan.isActive, cycle: cycles)
   }
 
   // MARK: Sweep
@@ -544,7 +538,10 @@ package final class Destager {
   }
   /// A read of the scan ended. What can't be read is left to the sweep, which tries it again.
   private func scanRead(error: Int32) {
-    if error != 0 { failedOps += 1 }
+    if error != 0 {
+      pool.ioErrors += 1
+      failedOps += 1
+    }
     batch.outstanding -= 1
     issueReads()
     guard batch.outstanding == 0 else { return }
@@ -564,6 +561,8 @@ package final class Destager {
   private static let readAttempts = 32
 
   private func retryReads() {
+    // Some other part may have waited for a device while a batch is on its way.
+    guard batch.outstanding == 0, !failedReads.isEmpty else { return }
     let failed = failedReads
     failedReads.removeAll(keepingCapacity: true)
     for i in failed {

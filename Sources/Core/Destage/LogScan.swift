@@ -23,7 +23,8 @@ final class LogScan {
   /// Items that were looked up, and those of them that are taken.
   private var resolved = 0
   private var taken = 0
-  private var isPoor = false
+  /// Parts of the log one behind the other that were not worth reading.
+  private var poorParts = 0
   /// Whether a batch of the scan is on its way, and whether its items are to be looked up.
   private(set) var isActive = false
   private(set) var isResolving = false
@@ -37,28 +38,32 @@ final class LogScan {
   private static let piece = 64
   /// Reads on their way at a time.
   static let window = 2
-  /// Where less than a quarter of what is read can be taken, the sweep's single reads cost less.
+  /// Where less than a quarter of what is read can be taken, the sweep's single reads cost less; so
+  /// many such parts end the scan.
   private static let leastTaken = 4
+  private static let mostPoor = 3
 
-  /// Starts where the last cycle's cut was, if reading from there to this one's is worth it, and if
-  /// all maps fit into memory: their nodes are changed in no order.
-  func begin(cut: FrameSequence, end: UInt64) {
+  /// Starts where the last cycle's cut was, if reading from there to this one's is worth it (or
+  /// `always`), and if the pool's whole metadata may be dirty in memory at a time: its nodes are
+  /// changed in no order.
+  func begin(cut: FrameSequence, end: UInt64, always: Bool) {
     position = pool.root.nextPosition
     self.end = end
     self.cut = cut
     isResolving = false
-    isPoor = false
-    isActive =
-      position < end
-      && pool.index.blocksLogged * Self.leastTaken >= Int((end - position) >> blockShift)
-      && pool.space.metadata <= pool.store.dirtyLimit
+    poorParts = always ? .min : 0
+    // Of the metadata there are two copies.
+    let isWorthIt =
+      pool.index.blocksLogged * Self.leastTaken >= Int((end - position) >> blockShift)
+      && pool.space.metadata / 2 <= pool.store.dirtyLimit
+    isActive = position < end && (isWorthIt || always)
   }
 
   func finish() { isActive = false }
 
   /// Plans the reads of the next part of the log. False at the end, or where it is not worth it.
   func planReads() -> Bool {
-    guard position < end, !isPoor else {
+    guard position < end, poorParts < Self.mostPoor else {
       isActive = false
       return false
     }
@@ -149,7 +154,7 @@ final class LogScan {
       budget -= 1
     }
     guard resolved == batch.items.count else { return false }
-    isPoor = taken * Self.leastTaken < resolved
+    poorParts = taken * Self.leastTaken < resolved ? poorParts + 1 : min(poorParts, 0)
     batch.items.removeLast(resolved - taken)
     isResolving = false
     return true
@@ -168,5 +173,38 @@ final class LogScan {
 
   private func staged(_ item: DestageItem) -> UnsafeMutableRawPointer {
     batch.staging.base + Int(item.logBlock - firstBlock) * blockSize
+  }
+}
+
+/// Whether homes can be written in any order at little cost, by how long batches of them took.
+struct HomeWriteTimes {
+  /// Nanoseconds for one write of homes, with others on their way beside it; a disk that has to move
+  /// its heads takes milliseconds.
+  private static let quick: UInt64 = 1_000_000
+  /// Only batches of so many writes are measured.
+  private static let measured = 64
+  /// Cycles without a scan after one whose writes were slow; twice as many each time.
+  private static let pause: ClosedRange<UInt64> = 4...256
+
+  /// Of batches of a sweep, of late: these are in the order of homes, and so a hope.
+  private var inOrder: UInt64 = .max
+  /// The first cycle that may scan: a scan's own batches are what counts.
+  private var nextScan: UInt64 = 0
+  private var pause = Self.pause.lowerBound
+
+  func allowScan(cycle: UInt64) -> Bool { inOrder < Self.quick && cycle >= nextScan }
+
+  /// A batch of so many writes took so many nanoseconds.
+  mutating func note(_ time: UInt64, writes: Int, isScan: Bool, cycle: UInt64) {
+    guard writes >= Self.measured else { return }
+    let each = time / UInt64(writes)
+    if !isScan {
+      inOrder = inOrder == .max ? each : (3 * inOrder + each) / 4
+    } else if each >= Self.quick {
+      nextScan = cycle + pause
+      pause = min(2 * pause, Self.pause.upperBound)
+    } else if cycle >= nextScan + Self.pause.lowerBound {
+      pause = Self.pause.lowerBound
+    }
   }
 }

@@ -32,8 +32,8 @@ package struct AppendSpacing: Sendable {
   /// Below this (nanoseconds) a frame waited for less than a third of a revolution, at 7200 a minute.
   private static let slow: UInt64 = 2_500_000
   /// Of one sample, how many misses ask for a longer gap, and how many still allow a shorter one.
-  private static let tooManyMisses = 3
-  private static let fewMisses = 1
+  private static let tooManyMisses = 5
+  private static let fewMisses = 2
   /// Samples with few misses before a shorter gap is tried; twice as many each time it was too short.
   private static let patience = 2...256
   /// Nanoseconds between a decision and the next trial or check; twice as long each time it confirms.
@@ -54,6 +54,8 @@ package struct AppendSpacing: Sendable {
   /// Frames of the sample that waited for a revolution; samples in a row with few of them.
   private var misses = 0
   private var calmSamples = 0
+  /// Whether the gap in use came from a longer one.
+  private var hasShortened = false
   private var patience = Self.patience.lowerBound
   private var interval = Self.interval.lowerBound
   /// When the last trial or check ended; nil before the first.
@@ -100,13 +102,14 @@ package struct AppendSpacing: Sendable {
     case .on:
       with = median
       let isTooShort = misses * 2 >= Self.sampleCount
-      if misses <= Self.fewMisses { shorten() }
+      if misses <= Self.fewMisses { shorten() } else { calmSamples = 0 }
       misses = 0
       if isDue(now, after: isTooShort ? Self.interval.lowerBound : interval) {
         enter(.check, gap: 0)
       }
     case .check:
-      without = median
+      // A stall must not make misses look like hits.
+      without = min(without, median)
       return decide(areNearlyAllSlow && isWorthIt ? .on : .off, now)
     }
     return false
@@ -130,7 +133,8 @@ package struct AppendSpacing: Sendable {
   /// Takes the next longer gap. False when there is none.
   private mutating func lengthen() -> Bool {
     guard chosen + 1 < Self.gaps.count else { return false }
-    if calmSamples == 0 { patience = min(patience * 2, Self.patience.upperBound) }
+    if hasShortened, calmSamples == 0 { patience = min(patience * 2, Self.patience.upperBound) }
+    hasShortened = false
     use(chosen + 1)
     return true
   }
@@ -138,7 +142,9 @@ package struct AppendSpacing: Sendable {
   /// Takes the next shorter gap after enough samples that would allow it.
   private mutating func shorten() {
     calmSamples += 1
-    if calmSamples >= patience, chosen > 0 { use(chosen - 1) }
+    guard calmSamples >= patience, chosen > 0 else { return }
+    hasShortened = true
+    use(chosen - 1)
   }
 
   private mutating func use(_ choice: Int) {

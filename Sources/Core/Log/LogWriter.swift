@@ -351,16 +351,13 @@ package final class LogWriter {
     return true
   }
 
-  /// Only for a frame that somebody waits for and whose time is not mostly that of its transfer, and
-  /// while the log is half empty and so has room to spare. What is written without being durable
-  /// lies close together, as recovery looks through `maximumUnsynced` and little more.
+  /// Only for a frame that somebody waits for, and while the log is half empty and so has room to
+  /// spare. What is written without being durable lies close together, as recovery looks through
+  /// `maximumUnsynced` and little more.
   private func mayLeaveGap(_ frame: Frame) -> Bool {
     frame.mustBeDurable && frame.records > 0 && plainOutstanding == 0
-      && frame.payloadBlocks <= Self.longestSpaced && usedBytes < geometry.capacity / 2
+      && usedBytes < geometry.capacity / 2
   }
-
-  /// In blocks: 1 MiB, half a revolution's transfer.
-  private static let longestSpaced = 256
 
   /// The table stands right in front of the payload, so that the frame is one piece of memory.
   private func sendFrame(_ frame: Frame, _ header: inout FrameHeader, front: Int) {
