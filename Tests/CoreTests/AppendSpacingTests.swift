@@ -88,7 +88,7 @@ struct AppendSpacingTests {
     #expect(spacing.gap == 0)
   }
 
-  @Test("A quick device whose frames take long now and then, or for a while, gets no gap")
+  @Test("A quick device that is slow now and then, or for a while, gets a gap in trials only")
   func disturbed() {
     var random = SeededRandom(seed: 1)
     for busy in 1...9 {

@@ -24,9 +24,8 @@
 
 package final class Destager {
   private enum Phase {
-    case idle, begin, structural, scan, sweep, reading, writing, mapping, maps, deleted, commit
-    case nodes
-    case logDurable, flushVolumes, root, finish
+    case idle, begin, structural, scan, sweep, reading, writing, mapping, maps, deleted
+    case commit, nodes, logDurable, flushVolumes, root, finish
   }
 
   private let pool: Pool
@@ -119,8 +118,8 @@ package final class Destager {
   // MARK: The cycle
 
   /// Goes on as far as it can without waiting, but only some hundred blocks at a time, at some 2 µs
-  /// each, so that requests never wait long. Returns the wait that metadata must end, if any; true in `again`
-  /// means that it would go on at once.
+  /// each, so that requests never wait long. Returns the wait that metadata must end, if any; true
+  /// in `again` means that it would go on at once.
   package func step(now: UInt64, wallClock: UInt64) -> (wait: SpaceWait?, again: Bool) {
     self.now = now
     self.wallClock = wallClock
@@ -223,8 +222,8 @@ package final class Destager {
     cursor = layer?.firstKey ?? IndexKey(raw: 0)
     sweepEnd =
       layer.map { IndexKey(slot: $0.slot + 1, block: BlockIndex(0)) } ?? IndexKey(raw: .max)
-    if layer == nil, !relocateAll, writeTimes.allowScan(cycle: cycles) || alwaysScans {
-      scan.begin(cut: cut, end: cutPosition, always: alwaysScans)
+    if layer == nil, mayScan {
+      scan.begin(cut: cut, end: cutPosition, always: pool.configuration.alwaysScans)
       if scan.isActive { phase = .scan }
     }
   }
@@ -292,9 +291,7 @@ package final class Destager {
         return false
       }
     }
-    guard writeTimes.allowScan(cycle: cycles) || alwaysScans, !relocateAll,
-      !pool.store.needsSpill, scan.planReads()
-    else {
+    guard mayScan, !pool.store.needsSpill, scan.planReads() else {
       scan.finish()
       phase = .sweep
       return true
@@ -303,7 +300,9 @@ package final class Destager {
     return false
   }
 
-  private var alwaysScans: Bool { pool.configuration.alwaysScans }
+  private var mayScan: Bool {
+    !relocateAll && (pool.configuration.alwaysScans || writeTimes.allowScan(cycle: cycles))
+  }
   private var writeTimes = HomeWriteTimes()
   private var writeBegan: UInt64?
 
@@ -536,6 +535,7 @@ package final class Destager {
       waitForDevice()
     }
   }
+
   /// A read of the scan ended. What can't be read is left to the sweep, which tries it again.
   private func scanRead(error: Int32) {
     if error != 0 {

@@ -52,11 +52,13 @@ final class LogScan {
     self.cut = cut
     isResolving = false
     poorParts = always ? .min : 0
+    isActive = position < end && (always || isWorthIt)
+  }
+
+  private var isWorthIt: Bool {
     // Of the metadata there are two copies.
-    let isWorthIt =
-      pool.index.blocksLogged * Self.leastTaken >= Int((end - position) >> blockShift)
+    pool.index.blocksLogged * Self.leastTaken >= Int((end - position) >> blockShift)
       && pool.space.metadata / 2 <= pool.store.dirtyLimit
-    isActive = position < end && (isWorthIt || always)
   }
 
   func finish() { isActive = false }

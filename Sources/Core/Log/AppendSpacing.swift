@@ -6,12 +6,12 @@
 // that of T. Chiueh, "Trail: a track-based logging disk architecture for zero-overhead writes",
 // ICCD 1993; without knowledge of tracks, as a log is only ever written forwards.
 //
-// Whether a device turns shows only in how long frames take, so it is tried out where nearly all of
+// Whether a device turns shows only in how long frames take, so it is tried out where three quarters of
 // them take long: some frames without a gap, some with, and some without again, lest a device that
 // was busy for a while be taken for one that turns. How long the gap must be is learned from the
 // frames that come too late and wait for a revolution in spite of it.
 //
-//          nearly all frames slow             quicker with a gap
+//          most frames are slow               quicker with a gap
 //     off ────────────────────────▶ trial ───────────────────────▶ on ─┐ longer after misses,
 //      ▲                              │                          ▲   └─┘ shorter without
 //      └──────────────────────────────┘                          │ now and then, and when the
@@ -84,21 +84,21 @@ package struct AppendSpacing: Sendable {
     defer { times.removeAll(keepingCapacity: true) }
     let median = times[Self.sampleCount / 2]
     // A stall, or a device that is busy for a while, leaves some frames as quick as they were.
-    let areNearlyAllSlow = times[Self.sampleCount / 4] >= Self.slow
+    let areMostlySlow = times[Self.sampleCount / 4] >= Self.slow
 
     switch phase {
     case .off:
-      if areNearlyAllSlow, isDue(now, after: interval) { enter(.trialBefore, gap: 0) }
+      if areMostlySlow, isDue(now, after: interval) { enter(.trialBefore, gap: 0) }
     case .trialBefore:
       without = median
-      guard areNearlyAllSlow else { return decide(.off, now) }
+      guard areMostlySlow else { return decide(.off, now) }
       enter(.trialWith, gap: Self.gaps[Self.triedGap])
     case .trialWith:
       with = median
       enter(.trialAfter, gap: 0)
     case .trialAfter:
       without = min(without, median)
-      return decide(areNearlyAllSlow && isWorthIt ? .on : .off, now)
+      return decide(areMostlySlow && isWorthIt ? .on : .off, now)
     case .on:
       with = median
       let isTooShort = misses * 2 >= Self.sampleCount
@@ -110,7 +110,7 @@ package struct AppendSpacing: Sendable {
     case .check:
       // A stall must not make misses look like hits.
       without = min(without, median)
-      return decide(areNearlyAllSlow && isWorthIt ? .on : .off, now)
+      return decide(areMostlySlow && isWorthIt ? .on : .off, now)
     }
     return false
   }
