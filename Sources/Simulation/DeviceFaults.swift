@@ -5,6 +5,7 @@ package struct DeviceTiming: Sendable {
   package var read: UInt64 = 80_000
   package var write: UInt64 = 30_000
   package var flush: UInt64 = 400_000
+  package var discard: UInt64 = 30_000
   /// Added for each 4 KiB of a transfer.
   package var perBlock: UInt64 = 1_000
   /// One operation in so many takes `spike` times as long; 0: none.
@@ -24,7 +25,8 @@ package struct DeviceTiming: Sendable {
       case .write: write + blocks * perBlock
       case .writeDurable: write + flush / 2 + blocks * perBlock
       case .flush: flush
-      case .discard, .allocate: write
+      case .discard: discard
+      case .allocate: write
       }
     var latency = mean / 2 + random.below(mean + 1)
     if spikeOneIn > 0 && random.oneIn(spikeOneIn) { latency *= 1 + random.below(spike) }

@@ -485,6 +485,8 @@ extension Profile {
       if volume.isSparseFile { volume.backing = volume.size * backingPercent / 100 }
       volume.timing.read = 80_000 * volumeSlowness
       volume.timing.write = 30_000 * volumeSlowness
+      // Some devices take milliseconds: much may be written while freed blocks are on their way out.
+      volume.timing.discard = (seed % 3 == 1 ? 10_000_000 : 30_000) * volumeSlowness
       volume.timing.flush = random.pick([100_000, 400_000, 4_000_000]) * volumeSlowness
       drawn.append(volume)
     }

@@ -170,7 +170,7 @@ package final class Engine: BlockEngine {
     if destagerAgain || loadEnded { return now }
     guard !isStopped else { return .max }
     guard isReady else { return memoryRetryAt == .max ? .max : now + Self.pause }
-    var at = min(probeAt, destager.wakeup, memoryRetryAt)
+    var at = min(probeAt, destager.wakeup, memoryRetryAt, pool.log.sealAt)
     if pool.log.isOpen, pool.log.lacksWatermark { at = min(at, lastWrite + Self.idleDelay) }
     if destager.isIdle, destager.hasWork, !destager.isHeld {
       at = min(at, lastWrite + Self.idleDestageDelay)

@@ -5,8 +5,10 @@ import Glibc
 //     append ... append ─▶ open frame ─seal─▶ in flight ─written─▶ head of the line ─▶ applied
 //
 // Group commit without a timer: records go to the open frame; `seal` (once a turn of the loop)
-// sends it when fewer than `maximumInFlight` frames are on their way, else it goes on gathering.
-// Frames may complete in any order; they are applied and acknowledged in sequence order only.
+// sends it when no frame is on its way, or the last was sent a while ago (`spread`) and fewer than
+// `maximumInFlight` are; else it goes on gathering: a frame costs the device two requests, however
+// little is in it. Frames may complete in any order; they are applied and acknowledged in sequence
+// order only.
 //
 // A frame that must be durable is written with `writeDurable`, unless an earlier frame was written
 // without (durability "flush"): then a device flush covers both (R8).
@@ -27,6 +29,11 @@ package struct LogWriterState: Sendable {
 
 package final class LogWriter {
   package static let maximumInFlight = 4
+  /// Nanoseconds between a frame and one that is sent beside it: what a quick device takes for one,
+  /// so that there the next goes when the last has come, and a slow one still has several.
+  private static let spread: UInt64 = 200_000
+  /// A frame with so many blocks goes at once: more gathering saves it little.
+  private static let gatheredBlocks = 64
   private static let bufferCount = 8
   static let tableArea = 64 * 1024
 
@@ -114,6 +121,10 @@ package final class LogWriter {
   private var spacing: AppendSpacing
   /// What the last frame was to leave free behind it, in blocks; nil for one without part in that.
   private var lastGap: Int?
+  private var lastSent: UInt64 = 0
+  /// When the open frame, which could be sent, wants to be: `seal` is called then. `UInt64.max` for
+  /// none.
+  package private(set) var sealAt = UInt64.max
   package var checkpoint: UInt64 = 0
   /// Monotonic nanoseconds, for the times that frames take.
   package var clock: UInt64 = 0
@@ -291,12 +302,18 @@ package final class LogWriter {
 
   // MARK: Writing
 
-  /// Sends the open frame if a place is free. `wallClock` goes into its header.
+  /// Sends the open frame if it is time and a place is free. `wallClock` goes into its header.
   package func seal(wallClock: UInt64) {
+    sealAt = .max
     guard let frame = open, !isBroken else { return }
     let isSpaced = mayLeaveGap(frame)
     let framesAtOnce = isSpaced && spacing.isOneAtATime ? 1 : Self.maximumInFlight
-    guard inFlight < framesAtOnce, place(frame, isSpaced: isSpaced) else { return }
+    guard inFlight < framesAtOnce else { return }
+    if inFlight > 0, gathers(frame) {
+      sealAt = lastSent + Self.spread
+      return
+    }
+    guard place(frame, isSpaced: isSpaced) else { return }
     open = nil
     frame.state = .writing
     frame.sequence = state.nextSequence
@@ -319,6 +336,12 @@ package final class LogWriter {
     headerWatermark = durableSequence
     headerCheckpoint = checkpoint
     sendFrame(frame, &header, front: front)
+  }
+
+  /// Whether a frame may still grow while another is on its way.
+  private func gathers(_ frame: Frame) -> Bool {
+    clock < lastSent + Self.spread && frame.payloadBlocks < Self.gatheredBlocks
+      && frame.tableLength < Self.tableArea / 2
   }
 
   /// Gives the frame its position, closing the segment when it does not fit any more.
@@ -386,6 +409,7 @@ package final class LogWriter {
     }
     if frame.records > 0 { lastDataSequence = frame.sequence }
     frame.sent = clock
+    lastSent = clock
     if frame.gap > 0 { paths.hit(.gapLeft) }
     inFlight += 1
     line.push(frame.index)

@@ -1,0 +1,80 @@
+import Testing
+
+@testable import Core
+
+/// When frames are sent, and how many at once; by a log whose device is the test.
+@Suite("The log writer")
+struct LogWriterTests {
+  private static let micro: UInt64 = 1_000
+  private let ops = OpQueue()
+  private let log: LogWriter
+
+  init() {
+    let label = DeviceLabel(
+      pool: UUIDBytes(high: 1, low: 2), member: UUIDBytes(high: 3, low: 4), role: .log,
+      segmentShift: 22, sizeInBlocks: 256 + 16 << 10, created: 0, poolName: "p")
+    log = LogWriter(geometry: LogGeometry(label: label)!, ops: ops)
+    log.begin(Epoch(number: 1, firstSequence: 1, position: 0, chain: 0), instant: 1)
+    log.clock = 1_000_000_000
+  }
+
+  /// Appends so many blocks of data, and seals. The frames that were sent.
+  private func write(_ blocks: Int) -> [DeviceOp] {
+    let data = [UInt8](repeating: 7, count: blocks * blockSize)
+    let checksums = [UInt32](repeating: 0, count: blocks)
+    log.appendData(
+      object: ObjectID(1), generation: 0, block: BlockIndex(0), count: blocks, from: data,
+      checksums: checksums
+    ).mustBeDurable = true
+    return seal()
+  }
+
+  private func seal() -> [DeviceOp] {
+    log.seal(wallClock: 0)
+    var sent: [DeviceOp] = []
+    while let op = ops.next() { sent.append(op) }
+    return sent
+  }
+
+  private func end(_ frames: [DeviceOp]) {
+    for frame in frames { log.frameCompleted(ops.completed(frame.token).index, error: 0) }
+    log.advance()
+    while let frame = log.nextToApply() { log.applied(frame) }
+  }
+
+  @Test("The first frame goes at once; what comes meanwhile goes in one when it has come")
+  func gathered() {
+    let first = write(1)
+    #expect(first.count == 1 && log.sealAt == .max)
+    for _ in 0..<10 { #expect(write(1).isEmpty) }
+    #expect(log.sealAt == log.clock + 200 * Self.micro)
+    end(first)
+    let second = seal()
+    #expect(second.count == 1 && log.sealAt == .max)
+    #expect(second.first?.length == UInt64(11 * blockSize))
+  }
+
+  @Test("Beside a frame that takes long, another goes every 200 µs, up to four")
+  func slowDevice() {
+    var sent = write(1)
+    for expected in 2...4 {
+      #expect(write(1).isEmpty)
+      log.clock = log.sealAt
+      sent += seal()
+      #expect(sent.count == expected)
+    }
+    #expect(write(1).isEmpty && log.sealAt == .max)
+    log.clock += 1_000_000 * Self.micro
+    #expect(seal().isEmpty)
+    end(sent)
+    #expect(seal().count == 1)
+  }
+
+  @Test("A large frame waits for nothing")
+  func largeFrames() {
+    #expect(write(64).count == 1)
+    #expect(write(64).count == 1)
+    #expect(write(63).isEmpty)
+    #expect(write(1).count == 1)
+  }
+}
