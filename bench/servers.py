@@ -22,6 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SLUICE = ROOT / ".build/release/sluice"
 SLUICE_NULL = ROOT / ".build/release/sluice-null"
 TICK = os.sysconf("SC_CLK_TCK")
+# Seconds until a peer that was started listens: the machine may be taken away for a while.
+LISTENS = 120
 
 
 class LocalDevices:
@@ -312,7 +314,7 @@ class ProcessADisk(Server):
         return process
 
     def wait(self, disk):
-        tools.wait_until(self.socket(disk).exists, 20, f"{self.name} does not listen")
+        tools.wait_until(self.socket(disk).exists, LISTENS, f"{self.name} does not listen")
 
     def uri(self, disk):
         return f"nbd+unix:///?socket={self.socket(disk)}"
@@ -414,7 +416,7 @@ class Null(Server):
         with open(self.directory / "server.log", "a") as log:
             self.processes.append(tools.spawn(self.command(), stdin=subprocess.DEVNULL, stdout=log,
                                               stderr=log))
-        tools.wait_until(self.socket.exists, 20, f"{self.name} does not listen")
+        tools.wait_until(self.socket.exists, LISTENS, f"{self.name} does not listen")
 
     def uri(self, disk):
         return f"nbd+unix:///disk{disk}?socket={self.socket}"
