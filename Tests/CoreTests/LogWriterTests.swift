@@ -77,4 +77,28 @@ struct LogWriterTests {
     #expect(write(63).isEmpty)
     #expect(write(1).count == 1)
   }
+
+  @Test("The engine wants to be woken for a frame that gathers beside a slow one")
+  func wakeup() {
+    let pool = MemoryPool()
+    #expect(isDone(pool.control(.create(name: "a", size: 1 << 20))))
+    let (disk, engine, sent) = (pool.open("a"), pool.engine, pool.now)
+    let memory = AlignedMemory(bytes: 2 * blockSize)
+    memory.base.initializeMemory(as: UInt8.self, repeating: 7, count: memory.count)
+    for (block, at) in [sent, sent + 50 * Self.micro].enumerated() {
+      engine.observe(now: at)
+      #expect(
+        engine.submit(
+          BlockRequest(
+            operation: .write, disk: disk, offset: UInt64(block * blockSize),
+            length: UInt64(blockSize), memory: memory.base + block * blockSize,
+            token: UInt64(block))))
+      engine.step(now: at, wallClock: at)
+    }
+    #expect(engine.nextDeviceOp()?.kind == .writeDurable)
+    #expect(engine.nextDeviceOp() == nil)
+    #expect(engine.wakeup == sent + 200 * Self.micro)
+    engine.step(now: engine.wakeup, wallClock: engine.wakeup)
+    #expect(engine.nextDeviceOp()?.kind == .writeDurable)
+  }
 }

@@ -6,10 +6,10 @@
 // that of T. Chiueh, "Trail: a track-based logging disk architecture for zero-overhead writes",
 // ICCD 1993; without knowledge of tracks, as a log is only ever written forwards.
 //
-// Whether a device turns shows only in how long frames take, so it is tried out where three quarters of
-// them take long: some frames without a gap, some with, and some without again, lest a device that
-// was busy for a while be taken for one that turns. How long the gap must be is learned from the
-// frames that come too late and wait for a revolution in spite of it.
+// Whether a device turns shows only in how long frames take, so it is tried out where three quarters
+// of them take long: some frames without a gap, some with, and some without again, lest a device
+// that was busy for a while be taken for one that turns. How long the gap must be is learned from
+// the frames that come too late and wait for a revolution in spite of it.
 //
 //          most frames are slow               quicker with a gap
 //     off ────────────────────────▶ trial ───────────────────────▶ on ─┐ longer after misses,

@@ -4,11 +4,10 @@ import Glibc
 //
 //     append ... append ─▶ open frame ─seal─▶ in flight ─written─▶ head of the line ─▶ applied
 //
-// Group commit without a timer: records go to the open frame; `seal` (once a turn of the loop)
-// sends it when no frame is on its way, or the last was sent a while ago (`spread`) and fewer than
-// `maximumInFlight` are; else it goes on gathering: a frame costs the device two requests, however
-// little is in it. Frames may complete in any order; they are applied and acknowledged in sequence
-// order only.
+// Group commit: records go to the open frame; `seal` (once a turn of the loop) sends it when no frame
+// is on its way, or the last was sent a while ago (`spread`) and fewer than `maximumInFlight` are;
+// else it goes on gathering: a frame costs the device two requests, however little is in it. Frames
+// may complete in any order; they are applied and acknowledged in sequence order only.
 //
 // A frame that must be durable is written with `writeDurable`, unless an earlier frame was written
 // without (durability "flush"): then a device flush covers both (R8).
@@ -121,7 +120,6 @@ package final class LogWriter {
   private var spacing: AppendSpacing
   /// What the last frame was to leave free behind it, in blocks; nil for one without part in that.
   private var lastGap: Int?
-  private var lastSent: UInt64 = 0
   /// When the open frame, which could be sent, wants to be: `seal` is called then. `UInt64.max` for
   /// none.
   package private(set) var sealAt = UInt64.max
@@ -309,8 +307,8 @@ package final class LogWriter {
     let isSpaced = mayLeaveGap(frame)
     let framesAtOnce = isSpaced && spacing.isOneAtATime ? 1 : Self.maximumInFlight
     guard inFlight < framesAtOnce else { return }
-    if inFlight > 0, gathers(frame) {
-      sealAt = lastSent + Self.spread
+    if let until = gathersUntil(frame) {
+      sealAt = until
       return
     }
     guard place(frame, isSpaced: isSpaced) else { return }
@@ -338,10 +336,15 @@ package final class LogWriter {
     sendFrame(frame, &header, front: front)
   }
 
-  /// Whether a frame may still grow while another is on its way.
-  private func gathers(_ frame: Frame) -> Bool {
-    clock < lastSent + Self.spread && frame.payloadBlocks < Self.gatheredBlocks
-      && frame.tableLength < Self.tableArea / 2
+  /// Until when the open frame may still grow beside another that is on its way; nil when it is to
+  /// be sent now.
+  private func gathersUntil(_ frame: Frame) -> UInt64? {
+    guard inFlight > 0, frame.payloadBlocks < Self.gatheredBlocks,
+      frame.tableLength < Self.tableArea / 2
+    else { return nil }
+    // What was sent last stays in the line as long as anything is in flight.
+    let until = frames[line.at(line.count - 1)].sent + Self.spread
+    return clock < until ? until : nil
   }
 
   /// Gives the frame its position, closing the segment when it does not fit any more.
@@ -409,7 +412,6 @@ package final class LogWriter {
     }
     if frame.records > 0 { lastDataSequence = frame.sequence }
     frame.sent = clock
-    lastSent = clock
     if frame.gap > 0 { paths.hit(.gapLeft) }
     inFlight += 1
     line.push(frame.index)
