@@ -65,11 +65,12 @@ class Stage:
             server.freeze()
 
     def jobs(self, server, side):
-        if side.fresh:
-            self.serial += 1
-            name = f"fresh{self.serial}"
-            return name, [(name, server.fresh(side.fresh, name), side.work)]
-        return None, [(f"disk{disk}", server.uri(disk), side.work) for disk in side.disks]
+        """(names of disks to drop afterwards, fio's jobs)."""
+        if not side.fresh:
+            return [], [(f"disk{disk}", server.uri(disk), side.work) for disk in side.disks]
+        self.serial += 1
+        names = [f"fresh{self.serial}-{disk}" for disk in side.disks]
+        return names, [(name, server.fresh(side.fresh, name), side.work) for name in names]
 
     def peaks(self):
         """Peak memory of each server that was measured, in bytes."""
@@ -101,8 +102,8 @@ def burst(stage, server, row, side):
     done = finish(row, report, meter.each(report["operations"], report["bytes"]))
     if fill is not None:
         done["log_fill"] = round(fill, 3)
-    if fresh is not None:
-        server.drop(fresh)
+    for name in fresh:
+        server.drop(name)
     return done
 
 

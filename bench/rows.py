@@ -19,7 +19,8 @@ SYNCED = ["--fsync=1"]
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One contender. `work`: fio's options. `disks`: which; or `fresh`: a new "disk" or "clone"."""
+    """One contender. `work`: fio's options. `disks`: which; with `fresh` so many new ones, each a
+    "disk" or a "clone"."""
 
     server: str
     work: tuple
@@ -109,6 +110,7 @@ def local(sizes):
             alike([*mixed, *window], blenders, BLENDER, "sluice-small-log"), blender_goals(0.6),
             "the log is filled to its high mark first; the figure is that of the longest window "
             "that begins and ends at the same fill (±5% of the log)", kind="window", quick=True),
+        blender_first([*mixed, *timed]),
         Row("write1", "one disk: 4K random write QD1", "iops",
             {**alike([*write, "--iodepth=1", *region, *timed], singles),
              "bare": Side("bare", dsync)}, (added(50, "bare"), cheap()),
@@ -166,6 +168,20 @@ def local(sizes):
 def sequential():
     """The lower of 1.2 times each peer and 0.9 of null."""
     return (*(lower_of(at_least(1.2, name), at_least(0.9, "null")) for name in PEERS),)
+
+
+def blender_first(work):
+    def sixteen(server, fresh="disk"):
+        return Side(server, tuple(work), BLENDER, fresh)
+
+    return Row(
+        "blender-first", "the same on 16 disks or clones that were made just before", "iops",
+        {"sluice": sixteen("sluice"), "clone": sixteen("sluice", "clone"), "raw": sixteen("raw"),
+         "qcow2": sixteen("qcow2"), "nbdkit-file": sixteen("nbdkit-file"),
+         "overlay": sixteen("overlay", "clone")},
+        (at_least(3, "raw"), at_least(5, "qcow2"), at_least(2, "nbdkit-file"),
+         at_least(5, "overlay", of="clone")),
+        "thin disks' first writes: nothing of a disk, image, clone or overlay was written before")
 
 
 def first_write(sizes, write):
