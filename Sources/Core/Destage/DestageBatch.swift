@@ -22,33 +22,53 @@ struct DestageTransfer {
 }
 
 final class DestageBatch {
-  static let capacity = 1024
+  /// Least and most blocks of a batch.
+  static let capacities = 1024...16384
   /// Longest transfer in blocks.
   static let longest = 256
-  /// Log blocks that are read through rather than jumped over.
-  static let readThrough: UInt64 = 3
+  /// Reads of which a batch must have had so many to say how quick the log's device is.
+  private static let measured = 64
+  /// Blocks of a read, on average, up to which its time is that of getting there.
+  private static let shortest = 4
+  /// Nanoseconds for one of these, with others on their way beside it: a disk takes longer than
+  /// `slow` to move its heads, and one without any is done in less than `quick`.
+  private static let slow: UInt64 = 500_000
+  private static let quick: UInt64 = 100_000
+
+  /// The more blocks a batch has, the nearer to each other they lie in the log. That is worth memory,
+  /// and some milliseconds for sorting them, where the device must go from one to the next.
+  private(set) var capacity = DestageBatch.capacities.lowerBound
 
   var items: [DestageItem] = []
   /// Indices into `items`, by log position and by target.
   var byLog: [Int] = []
   var byTarget: [Int] = []
   var transfers: [DestageTransfer] = []
-  /// Transfers that have not ended, and how many were issued.
-  var outstanding = 0
-  var issued = 0
   let staging: AlignedMemory
   let memory: AlignedMemory
 
   init() {
-    staging = AlignedMemory(bytes: Self.capacity * blockSize)
-    memory = AlignedMemory(bytes: Self.capacity * blockSize)
-    items.reserveCapacity(Self.capacity)
-    byLog.reserveCapacity(Self.capacity)
-    byTarget.reserveCapacity(Self.capacity)
-    transfers.reserveCapacity(Self.capacity)
+    staging = AlignedMemory(uninitializedBytes: Self.capacities.upperBound * blockSize)
+    memory = AlignedMemory(uninitializedBytes: Self.capacities.upperBound * blockSize)
+    items.reserveCapacity(capacity)
+    byLog.reserveCapacity(capacity)
+    byTarget.reserveCapacity(capacity)
+    transfers.reserveCapacity(capacity)
   }
 
-  var isFull: Bool { items.count == Self.capacity }
+  var isFull: Bool { items.count >= capacity }
+
+  /// So many reads of the log took so many nanoseconds in all: how large the next batches are.
+  func note(reads: Int, took time: UInt64) {
+    // Of long ones each takes long because of its length.
+    guard reads >= Self.measured, reads * Self.shortest >= items.count else { return }
+    let each = time / UInt64(reads)
+    if each >= Self.slow {
+      capacity = min(capacity * 2, Self.capacities.upperBound)
+    } else if each < Self.quick {
+      capacity = max(capacity / 2, Self.capacities.lowerBound)
+    }
+  }
 
   func clear() {
     items.removeAll(keepingCapacity: true)

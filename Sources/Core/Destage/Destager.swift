@@ -28,17 +28,25 @@ package final class Destager {
     case commit, nodes, logDurable, flushVolumes, root, finish
   }
 
+  /// What the cycle applies: all records up to a frame, the last that counted when it began.
+  private struct Cut {
+    var sequence: FrameSequence = 0
+    /// In the log, of the frame behind it.
+    var position: UInt64 = 0
+    /// The frame's header checksum, and its epoch.
+    var chain: UInt32 = 0
+    var epoch: UInt64 = 0
+  }
+
   private let pool: Pool
   private var phase = Phase.idle
-  private let batch = DestageBatch()
+  private var cut = Cut()
+  let batch = DestageBatch()
   private let scan: LogScan
-
-  // The cycle's cut.
-  private var cut: FrameSequence = 0
-  private var cutPosition: UInt64 = 0
-  private var cutChain: UInt32 = 0
-  private var cutEpoch: UInt64 = 0
-  private var rootToWrite = RootRecord()
+  private let transfers: BatchTransfers
+  private let nodes: NodeWriter
+  private let reaper: Reaper
+  private let checkpoint: CheckpointWriter
 
   /// The frozen layer that is being destaged; nil while the rest of the index is.
   private var layer: Layer?
@@ -49,15 +57,12 @@ package final class Destager {
   /// Layers swept since their maps were last written out, in order.
   private var visited: [Layer] = []
   private var durableGoal: FrameSequence = 0
-  private var outstanding = 0
-  private var failedOps = 0
-  private let rootMemory: AlignedMemory
-  private let nodes: NodeWriter
-  private let reaper: Reaper
 
   /// Transfers in flight at most: few while clients write, for theirs wait behind them in the
   /// devices' queues.
-  package var window = Destager.wideWindow
+  package var window = Destager.wideWindow {
+    didSet { transfers.window = window }
+  }
   package static let wideWindow = 64
   package static let narrowWindow = 12
 
@@ -67,8 +72,12 @@ package final class Destager {
   package var isHeld = false
   package private(set) var destagedBlocks: UInt64 = 0
   package private(set) var cycles: UInt64 = 0
-  /// Progress in work units, for back-pressure: grows with every block moved and node written.
-  package private(set) var progress: UInt64 = 0
+  /// Work done so far, for back-pressure: three units for a block that goes home (gathered, read,
+  /// written), one for a node.
+  package var progress: UInt64 { blockWork + nodeWork }
+  var blockWork: UInt64 { gatherWork + transfers.work }
+  private var gatherWork: UInt64 = 0
+  private var nodeWork: UInt64 = 0
   private(set) package var isWaitingForDevice = false
   /// Since when a device has refused everything; `.max` while none does.
   private(set) package var stalledSince: UInt64 = .max
@@ -81,7 +90,8 @@ package final class Destager {
     reaper = Reaper(pool)
     nodes = NodeWriter(pool)
     scan = LogScan(pool, batch)
-    rootMemory = AlignedMemory(bytes: Int(VolumeLayout.rootCopies) * blockSize)
+    transfers = BatchTransfers(pool, batch, scan)
+    checkpoint = CheckpointWriter(pool)
   }
 
   package var isIdle: Bool { phase == .idle }
@@ -89,18 +99,18 @@ package final class Destager {
   package var isBeginning: Bool { phase == .begin }
   /// The cycle is about to end and waits until the log has made durable what it left out.
   package var isAwaitingLog: Bool { phase == .logDurable }
-  package var currentCut: FrameSequence { isIdle ? 0 : cut }
+  package var currentCut: FrameSequence { isIdle ? 0 : cut.sequence }
   /// When a stalled step wants to be tried again.
   package var wakeup: UInt64 { isWaitingForDevice ? retryAt : .max }
 
-  /// Blocks that the cycle has still to move, roughly.
+  /// Work that the cycle has still to do, roughly; in units of `progress`.
   package var remainingWork: Int {
     if isIdle { return 0 }
-    let left = sweepEnded ? 0 : max(0, workAtStart - Int(destagedBlocks - destagedAtStart))
-    return left + pool.store.dirtyCount + 64
+    let left = sweepEnded ? 0 : workAtStart - Int(blockWork - blockWorkAtStart)
+    return max(left, transfers.remainingWork) + pool.store.dirtyCount + 64
   }
   private var workAtStart = 0
-  private var destagedAtStart: UInt64 = 0
+  private var blockWorkAtStart: UInt64 = 0
 
   /// Whether there is anything that a cycle would do.
   package var hasWork: Bool {
@@ -118,11 +128,12 @@ package final class Destager {
   // MARK: The cycle
 
   /// Goes on as far as it can without waiting, but only some hundred blocks at a time, at some 2 µs
-  /// each, so that requests never wait long. Returns the wait that metadata must end, if any; true
+  /// each (a batch is planned in one go), so that requests never wait long. Returns the wait that metadata must end, if any; true
   /// in `again` means that it would go on at once.
   package func step(now: UInt64, wallClock: UInt64) -> (wait: SpaceWait?, again: Bool) {
     self.now = now
     self.wallClock = wallClock
+    measureReads()
     if isWaitingForDevice {
       if now < retryAt { return (nil, false) }
       isWaitingForDevice = false
@@ -141,7 +152,7 @@ package final class Destager {
 
   /// One step; false when it waits for a device or has nothing to do.
   private func advance() throws(SpaceWait) -> Bool {
-    try payOwed()
+    try pool.payOwed()
     switch phase {
     case .idle: return false
     case .begin: return begin()
@@ -163,28 +174,27 @@ package final class Destager {
 
   private func begin() -> Bool {
     if durableGoal == 0 {
-      cut = pool.log.appliedSequence
-      cutPosition = pool.log.appliedPosition
-      cutChain = pool.log.appliedChain
-      cutEpoch = pool.log.appliedEpoch
-      durableGoal = cut
-      if !relocateAll, pool.log.durableSequence < cut { pool.log.requestSync() }
+      cut = Cut(
+        sequence: pool.log.appliedSequence, position: pool.log.appliedPosition,
+        chain: pool.log.appliedChain, epoch: pool.log.appliedEpoch)
+      durableGoal = cut.sequence
+      if !relocateAll, pool.log.durableSequence < durableGoal { pool.log.requestSync() }
     }
     let early = pool.fault == .inPlaceBeforeLogDurable
-    guard pool.log.durableSequence >= cut || relocateAll || early else { return false }
+    guard pool.log.durableSequence >= cut.sequence || relocateAll || early else { return false }
     durableGoal = 0
     while let layer = visited.popLast() { layer.isVisited = false }
     batch.clear()
     scan.finish()
-    workAtStart = pool.index.blocksLogged
-    destagedAtStart = destagedBlocks
+    workAtStart = 3 * pool.index.blocksLogged
+    blockWorkAtStart = blockWork
     phase = .structural
     return true
   }
 
   private func applyStructural() throws(SpaceWait) -> Bool {
     try recordVolumes()
-    let limit = pool.fault == .checkpointNotExactPrefix ? FrameSequence.max : cut
+    let limit = pool.fault == .checkpointNotExactPrefix ? FrameSequence.max : cut.sequence
     for _ in 0..<32 {
       guard try pool.catalog.applyNext(upTo: limit, applied: markApplied) else {
         sweepNextLayer()
@@ -223,7 +233,8 @@ package final class Destager {
     sweepEnd =
       layer.map { IndexKey(slot: $0.slot + 1, block: BlockIndex(0)) } ?? IndexKey(raw: .max)
     if layer == nil, mayScan {
-      scan.begin(cut: cut, end: cutPosition, always: pool.configuration.alwaysScans)
+      scan.begin(
+        cut: cut.sequence, end: cut.position, always: pool.configuration.alwaysScans)
       if scan.isActive { phase = .scan }
     }
   }
@@ -251,18 +262,6 @@ package final class Destager {
     pool.paths.hit(.layerDestaged)
   }
 
-  /// Enters what maps have let go of into the dead lists.
-  private func payOwed() throws(SpaceWait) {
-    while let (layer, entry) = pool.owed.last {
-      if layer.dead == nil { pool.openDeadList(layer, .none, DeadCounts()) }
-      try layer.dead!.append(entry)
-      if case .blocks(_, let count, let birth) = entry, birth > layer.parentBranchInstant {
-        layer.deadOfParentOnly += UInt64(count)
-      }
-      pool.owed.removeLast()
-    }
-  }
-
   /// Enters volumes that the catalog does not have yet, new ones and those of a new pool.
   private func recordVolumes() throws(SpaceWait) {
     let volumes = pool.configuration.volumes
@@ -280,14 +279,15 @@ package final class Destager {
     if scan.isResolving {
       let all = try scan.resolve { (layer, block) throws(SpaceWait) in
         guard layer.base == nil, try isLive(layer), !pool.wantsFold(layer) else { return nil }
-        return try ownHome(of: block, in: layer)
+        return try layer.ownHome(of: block)
       }
       guard all else { return true }
       if !batch.items.isEmpty {
         for item in batch.items { visit(pool.layers[item.key.slot]!) }
+        gatherWork += UInt64(batch.items.count)
         pool.paths.hit(.logScanned)
         batch.planTargets()
-        writeBatch()
+        write()
         return false
       }
     }
@@ -304,6 +304,7 @@ package final class Destager {
     !relocateAll && (pool.configuration.alwaysScans || writeTimes.allowScan(cycle: cycles))
   }
   private var writeTimes = HomeWriteTimes()
+  /// When the batch's writes were begun, until they have been measured.
   private var writeBegan: UInt64?
 
   private func measureWrites() {
@@ -324,7 +325,7 @@ package final class Destager {
         phase = .maps
         return true
       }
-      if entry.sequence > cut && pool.fault != .checkpointNotExactPrefix {
+      if entry.sequence > cut.sequence && pool.fault != .checkpointNotExactPrefix {
         cursor = IndexKey(raw: entry.end)
         continue
       }
@@ -378,14 +379,15 @@ package final class Destager {
       var item = DestageItem(
         key: entry.key, logBlock: entry.location, checksum: entry.checksum, isNew: false,
         sequence: entry.sequence, target: .none)
-      if !relocateAll, let home = try ownHome(of: entry.key.block, in: layer) {
+      if !relocateAll, let home = try layer.ownHome(of: entry.key.block) {
         item.target = home
       } else {
-        item.target = try takeHome(layer)
+        item.target = try pool.takeHome(layer)
         item.isNew = true
       }
       visit(layer)
       batch.items.append(item)
+      gatherWork += 1
       cursor = IndexKey(raw: entry.end)
     }
   }
@@ -396,14 +398,6 @@ package final class Destager {
     visited.append(layer)
   }
 
-  /// The home of a block that the layer owns alone: it may be overwritten.
-  private func ownHome(of block: BlockIndex, in layer: Layer) throws(SpaceWait) -> BlockAddress? {
-    guard case .mapped(let address, _, let birth, _) = try layer.map!.lookup(block, limit: 1),
-      birth > layer.map!.branchInstant
-    else { return nil }
-    return address
-  }
-
   /// A large write is home already: the map takes it over.
   private func mapLargeWrite(_ entry: IndexEntry, _ layer: Layer) throws(SpaceWait) {
     var checksums = InlineArray<128, UInt32>(repeating: 0)
@@ -412,7 +406,7 @@ package final class Destager {
     while count < 128,
       let next = pool.index.next(from: IndexKey(raw: entry.key.raw + UInt64(count))),
       next.key.raw == entry.key.raw + UInt64(count), next.kind == .home,
-      next.location == entry.location + UInt64(count), next.sequence <= cut
+      next.location == entry.location + UInt64(count), next.sequence <= cut.sequence
     {
       checksums[count] = next.checksum
       count += 1
@@ -425,7 +419,7 @@ package final class Destager {
     }
     cursor = IndexKey(raw: entry.key.raw + UInt64(count))
     destagedBlocks += UInt64(count)
-    progress += UInt64(count)
+    gatherWork += 3 * UInt64(count)
   }
 
   /// The map names the block's home: the entry has done its work.
@@ -436,25 +430,6 @@ package final class Destager {
     else { return }
     layer.loggedBlocks -= 1
     if entry.reserves { pool.reservedBlocks -= 1 }
-  }
-
-  /// A new home for one block, out of the disk's run.
-  private func takeHome(_ layer: Layer) throws(SpaceWait) -> BlockAddress {
-    if layer.run == nil {
-      let near = layer.lastHome.map { $0 + 1 }
-      guard
-        let run = try pool.space.allocateRun(
-          near: near, want: layer.runLength, minimum: 1, promised: true)
-      else { throw .noSpace }
-      layer.run = run
-      layer.runLength = min(layer.runLength * 2, 4096)
-    }
-    let home = layer.run!.address
-    layer.lastHome = home
-    layer.run!.count -= 1
-    layer.run!.address = home + 1
-    if layer.run!.count == 0 { layer.run = nil }
-    return home
   }
 
   // MARK: A batch
@@ -468,190 +443,57 @@ package final class Destager {
 
   private func read() {
     phase = .reading
-    batch.outstanding = batch.transfers.count
-    batch.issued = 0
-    issueReads()
+    readBegan = scan.isActive ? nil : now
+    transfers.read()
+  }
+  /// When the batch's reads were begun, until they have been measured; and how many have ended.
+  private var readBegan: UInt64?
+  private var readsDone = 0
+
+  private func measureReads() {
+    guard let began = readBegan, readsDone > 0 else { return }
+    batch.note(reads: readsDone, took: now - began)
+    readBegan = nil
+    readsDone = 0
   }
 
-  private func issueReads() {
-    let end = min(batch.transfers.count, batch.issued + room(in: batch))
-    while batch.issued < end {
-      issueRead(batch.issued)
-      batch.issued += 1
-    }
-  }
-
-  /// Operations that may be issued now without making the devices' queues long. Many at once or none:
-  /// what is submitted together costs the device one notice.
-  private func room(in batch: DestageBatch) -> Int {
-    let inFlight = batch.outstanding - (batch.transfers.count - batch.issued)
-    let window = scan.isActive && phase == .reading ? LogScan.window : window
-    return inFlight <= window / 2 ? window - inFlight : 0
-  }
-
-  private func issueRead(_ i: Int) {
-    let transfer = batch.transfers[i]
-    let block =
-      scan.isActive
-      ? scan.logBlock(of: transfer) : batch.items[batch.byLog[transfer.first]].logBlock
-    pool.ops.issue(
-      .read, .log, offset: pool.log.geometry.deviceOffset(block << blockShift),
-      length: UInt64(transfer.count * blockSize),
-      memory: batch.staging.base + transfer.first * blockSize, owner: .destageRead, index: i)
-  }
-
-  /// A read from the log ended: check every block and lay it out where it will be written from.
   package func readCompleted(_ i: Int, error: Int32) {
-    if scan.isActive { return scanRead(error: error) }
-    var transfer = batch.transfers[i]
-    var bad = error != 0
-    if !bad {
-      for j in transfer.first..<transfer.first + transfer.count {
-        let item = batch.items[batch.byLog[j]]
-        let from = batch.staging.base + j * blockSize
-        if crc32cBlock(from) != item.checksum { bad = true }
-        (batch.memory.base + Int(item.place) * blockSize)
-          .copyMemory(from: from, byteCount: blockSize)
-      }
-    }
-    if bad {
-      transfer.attempts += 1
-      batch.transfers[i] = transfer
-      if error != 0 { pool.ioErrors += 1 }
-      if transfer.attempts < 3 { return issueRead(i) }
-      if error != 0, transfer.count > 1 || transfer.attempts < Self.readAttempts {
-        failedReads.append(i)
-      } else {
-        acceptDamage(transfer, unreadable: error != 0)
-      }
-    }
-    batch.outstanding -= 1
-    issueReads()
-    guard batch.outstanding == 0 else { return }
-    if failedReads.isEmpty {
-      stalledSince = .max
-      writeBatch()
-    } else {
-      waitForDevice()
-    }
-  }
-
-  /// A read of the scan ended. What can't be read is left to the sweep, which tries it again.
-  private func scanRead(error: Int32) {
-    if error != 0 {
-      pool.ioErrors += 1
-      failedOps += 1
-    }
-    batch.outstanding -= 1
-    issueReads()
-    guard batch.outstanding == 0 else { return }
-    if failedOps > 0 {
-      failedOps = 0
-      scan.finish()
-      phase = .sweep
-    } else {
+    switch transfers.readCompleted(i, error: error) {
+    case .underWay: break
+    case .done where scan.isActive:
       scan.collect()
       phase = .scan
+    case .done:
+      stalledSince = .max
+      if readBegan != nil { readsDone = batch.transfers.count }
+      write()
+    case .refused where scan.isActive:
+      // The sweep tries again what is left to it.
+      scan.finish()
+      phase = .sweep
+    case .refused:
+      // The time would be that of waiting.
+      readBegan = nil
+      waitForDevice()
     }
   }
 
-  /// Transfers from the log that the device refused: tried again a second later, block by block,
-  /// for half a minute. A path that comes back costs nothing; only a bad sector costs its block.
-  private var failedReads: [Int] = []
-  private static let readAttempts = 32
-
-  private func retryReads() {
-    // Some other part may have waited for a device while a batch is on its way.
-    guard batch.outstanding == 0, !failedReads.isEmpty else { return }
-    let failed = failedReads
-    failedReads.removeAll(keepingCapacity: true)
-    for i in failed {
-      let transfer = batch.transfers[i]
-      for place in transfer.first..<transfer.first + transfer.count {
-        let single = DestageTransfer(first: place, count: 1, attempts: max(3, transfer.attempts))
-        let index = place == transfer.first ? i : batch.transfers.count
-        if index == i { batch.transfers[i] = single } else { batch.transfers.append(single) }
-        batch.outstanding += 1
-        issueRead(index)
-      }
-    }
-    batch.issued = batch.transfers.count
-  }
-
-  /// Blocks of the log that can't be read any more: their homes take what there is together with
-  /// the checksum that they ought to have, so that reading them stays an error and never gives
-  /// other data (promise 5).
-  private func acceptDamage(_ transfer: DestageTransfer, unreadable: Bool) {
-    for j in transfer.first..<transfer.first + transfer.count {
-      let item = batch.items[batch.byLog[j]]
-      let memory = batch.memory.base + Int(item.place) * blockSize
-      if unreadable {
-        memory.initializeMemory(as: UInt8.self, repeating: 0xDB, count: blockSize)
-      }
-      if crc32cBlock(memory) != item.checksum {
-        pool.paths.hit(.damagedLogBlock)
-        pool.checksumErrors += 1
-      }
-    }
-  }
-
-  private func writeBatch() {
-    batch.planWrites()
+  private func write() {
     phase = .writing
     writeBegan = now
-    batch.outstanding = batch.transfers.count
-    batch.issued = 0
-    issueWrites()
+    transfers.write()
   }
 
-  private func issueWrites() {
-    let end = min(batch.transfers.count, batch.issued + room(in: batch))
-    while batch.issued < end {
-      issueWrite(batch.issued)
-      batch.issued += 1
-    }
-  }
-
-  private func issueWrite(_ i: Int) {
-    let transfer = batch.transfers[i]
-    let target = batch.items[batch.byTarget[transfer.first]].target
-    pool.ops.issue(
-      .write, .volume(target.volume), offset: target.byteOffset,
-      length: UInt64(transfer.count * blockSize),
-      memory: scan.isActive
-        ? scan.source(of: transfer) : batch.memory.base + transfer.first * blockSize,
-      owner: .destageWrite, index: i)
-  }
-
-  /// A write to homes ended. One that fails is tried again; homes that can't be written at all are
-  /// relocated one by one (R15).
   package func writeCompleted(_ i: Int, error: Int32) {
-    if error != 0 {
-      pool.ioErrors += 1
-      batch.transfers[i].attempts += 1
-      if batch.transfers[i].attempts < 3 { return issueWrite(i) }
-      // Where a second place can't be written either, it is not the place.
-      if batch.transfers[i].attempts < 5, relocate(batch.transfers[i]) {
-        pool.paths.hit(.relocatedHome)
-        return issueWrite(i)
-      }
-      failedOps += 1
+    switch transfers.writeCompleted(i, error: error) {
+    case .underWay: break
+    case .done:
+      stalledSince = .max
+      mapped = 0
+      phase = .mapping
+    case .refused: waitForDevice()
     }
-    batch.outstanding -= 1
-    issueWrites()
-    guard batch.outstanding == 0 else { return }
-    if failedOps > 0 {
-      failedOps = 0
-      waitForDevice()
-      phase = .reading
-      retryWrites = true
-      return
-    }
-    stalledSince = .max
-    mapped = 0
-    phase = .mapping
   }
-  private var retryWrites = false
 
   private func waitForDevice() {
     isWaitingForDevice = true
@@ -667,23 +509,13 @@ package final class Destager {
     retryAt = now + 100_000_000
   }
 
-  /// New homes for the blocks of a transfer whose homes can't be written; all or none.
-  private func relocate(_ transfer: DestageTransfer) -> Bool {
-    guard
-      let run = try? pool.space.allocateRun(
-        near: nil, want: transfer.count, minimum: transfer.count)
-    else { return false }
-    for k in 0..<transfer.count {
-      let i = batch.byTarget[transfer.first + k]
-      if batch.items[i].isNew { pool.space.cancelReservation(batch.items[i].target, 1) }
-      batch.items[i].isNew = true
-      batch.items[i].target = run.address + UInt64(k)
-    }
-    return true
-  }
-
   private func mapBatch() throws(SpaceWait) -> Bool {
     measureWrites()
+    if pool.store.dirtyCount > pool.store.dirtyLimit + DestageBatch.capacities.lowerBound {
+      // However large the batch, what is dirty stays bounded.
+      spill()
+      if nodes.inFlight > 0 { return false }
+    }
     var budget = 256
     while mapped < batch.items.count, budget > 0 {
       let group = nextGroup()
@@ -699,7 +531,6 @@ package final class Destager {
       mapped += group
       budget -= group
       destagedBlocks += UInt64(group)
-      progress += UInt64(group)
     }
     spillIfNeeded()
     if mapped == batch.items.count {
@@ -763,7 +594,7 @@ package final class Destager {
     }
     if isDirty { return false }
     while let layer = visited.last {
-      try record(layer)
+      try pool.record(layer)
       if layer.state != .open || !isConnected(layer) { pool.returnRun(layer) }
       visited.removeLast()
       layer.isVisited = false
@@ -802,41 +633,6 @@ package final class Destager {
     return true
   }
 
-  /// Enters the layer's roots and counters into its object's record.
-  private func record(_ layer: Layer) throws(SpaceWait) {
-    guard let map = layer.map else { return }
-    invariant(layer.fold == nil, "a map is recorded in the midst of a fold")
-    guard var record = try pool.catalog.treeRecord(of: layer.object) else { return }
-    let fullNodes = layer.metadataBlocks(of: map.full)
-    let deltaNodes = map.delta.map(layer.deltaMetadata(of:)) ?? 0
-    if layer.inheritsMap {
-      invariant(map.full.tree.nodeDelta == 0, "a map that is another object's was changed")
-      record.inherit(from: record.parentSnapshot)
-      if let root = map.delta?.tree.root, !root.isNone {
-        record.map = root
-        record.usedBlocks = layer.usedBlocks
-        record.exclusiveBlocks = layer.exclusiveBlocks
-        record.metadataBlocks = deltaNodes
-      }
-    } else {
-      record.inheritsMap = false
-      record.map = map.full.tree.root
-      record.branchInstant = map.branchInstant
-      record.usedBlocks = layer.usedBlocks
-      record.exclusiveBlocks = layer.exclusiveBlocks
-      record.metadataBlocks = fullNodes
-      record.deadList = layer.dead?.tree.root ?? .none
-      record.dead = layer.dead?.counts ?? DeadCounts()
-      record.parentBranchInstant = layer.parentBranchInstant
-      record.deadOfParentOnly = layer.deadOfParentOnly
-    }
-    try pool.catalog.put(record, of: layer.object)
-    map.full.tree.nodeDelta = 0
-    map.delta?.tree.nodeDelta = 0
-    layer.metadataBlocks = fullNodes
-    layer.deltaMetadata = deltaNodes
-  }
-
   /// The dead list of an object, if it is in memory.
   package func deadList(of object: ObjectID) -> DeadList? {
     reaper.list(of: object) ?? pool.layer(of: object)?.dead
@@ -861,7 +657,7 @@ package final class Destager {
           retryAt = now + 1_000_000_000
           return false
         }
-        progress += 1
+        nodeWork += 1
         if let layer = reaper.layerToFold {
           // It is written out as those of a sweep are, and the reaper goes on behind that.
           layer.mustFold = true
@@ -903,7 +699,7 @@ package final class Destager {
     case .halfDone: break
     case .done:
       if !nodes.hasRefused { stalledSince = .max }
-      progress += 1
+      nodeWork += 1
     }
   }
 
@@ -927,34 +723,21 @@ package final class Destager {
     guard pool.log.durableSequence >= durableGoal || relocateAll else { return false }
     durableGoal = 0
     phase = .flushVolumes
-    outstanding = 0
-    for v in 0..<pool.configuration.volumes.count {
-      if pool.fault == .volumeNotFlushed, v == pool.configuration.volumes.count - 1 { continue }
-      outstanding += 1
-      pool.ops.flush(.volume(v), owner: .volumeFlush, index: v)
-    }
-    if outstanding == 0 { writeRoot() }
+    if case .done = checkpoint.flush() { writeRoot() }
     return false
   }
 
-  /// A volume's flush ended. One that failed has lost what it covered: the homes and nodes that
-  /// were written are not to be believed, so the cycle can't end; a clean restart replays (R7).
   package func volumeFlushCompleted(_ v: Int, error: Int32) {
-    outstanding -= 1
-    if error != 0 {
-      pool.ioErrors += 1
-      flushFailed = true
-    }
-    guard outstanding == 0 else { return }
-    if flushFailed {
+    switch checkpoint.flushCompleted(v, error: error) {
+    case .underWay: break
+    case .done: writeRoot()
+    case .refused:
       hasLostFlush = true
       waitForDevice()
-      return
     }
-    writeRoot()
   }
-  private var flushFailed = false
-  /// A volume's flush failed: nothing that was written to it since the last checkpoint counts.
+  /// A volume's flush failed: nothing that was written to it since the last checkpoint counts. The
+  /// homes and nodes are not to be believed, so the cycle can't end; a clean restart replays (R7).
   package private(set) var hasLostFlush = false
 
   private func writeRoot() {
@@ -963,10 +746,10 @@ package final class Destager {
     root.pool = pool.configuration.pool
     root.unit = pool.configuration.unit
     root.checkpoint += 1
-    root.cutSequence = cut
-    root.nextPosition = cutPosition
-    root.cutEpoch = cutEpoch
-    root.cutChain = cutChain
+    root.cutSequence = cut.sequence
+    root.nextPosition = cut.position
+    root.cutEpoch = cut.epoch
+    root.cutChain = cut.chain
     root.volumes = UInt32(pool.configuration.volumes.count)
     root.nextObject = pool.catalog.appliedNextObject
     root.nextInstant = pool.nextInstant
@@ -981,41 +764,25 @@ package final class Destager {
     root.freeingBlocks = pool.catalog.freeingBlocks
     root.deletedObjects = pool.catalog.deletedObjects
     root.written = wallClock
-    rootToWrite = root
-    for copy in 0..<Int(VolumeLayout.rootCopies) {
-      root.encode(to: rootMemory.base + copy * blockSize)
-    }
-    outstanding = pool.configuration.volumes.count
-    for v in 0..<outstanding { issueRoot(v) }
-  }
-
-  private func issueRoot(_ v: Int) {
-    let block = VolumeLayout.root(unit: rootToWrite.unit, checkpoint: rootToWrite.checkpoint)
-    pool.ops.issue(
-      .writeDurable, .volume(v), offset: block << blockShift,
-      length: UInt64(rootMemory.count), memory: rootMemory.base, owner: .rootWrite, index: v)
+    checkpoint.write(root)
   }
 
   package func rootWriteCompleted(_ v: Int, error: Int32) {
-    if error != 0 {
-      pool.ioErrors += 1
-      failedRoots.append(v)
-      waitForDevice()
-      return
+    switch checkpoint.rootWritten(v, error: error) {
+    case .underWay: break
+    case .done: phase = .finish
+    case .refused: waitForDevice()
     }
-    outstanding -= 1
-    if outstanding == 0 { phase = .finish }
   }
-  private var failedRoots: [Int] = []
 
   private func finish() -> Bool {
     stalledSince = .max
-    pool.root = rootToWrite
-    pool.log.checkpoint = rootToWrite.checkpoint
-    pool.log.release(upTo: cutPosition)
-    pool.catalog.dropOverlay(upTo: cut)
+    pool.root = checkpoint.root
+    pool.log.checkpoint = pool.root.checkpoint
+    pool.log.release(upTo: cut.position)
+    pool.catalog.dropOverlay(upTo: cut.sequence)
     pool.space.rootDurable()
-    pool.store.beginCheckpoint(rootToWrite.checkpoint + 1)
+    pool.store.beginCheckpoint(pool.root.checkpoint + 1)
     relocateAll = false
     cycles += 1
     if pool.fault == .birthByCheckpoint { pool.nextInstant += 1 }
@@ -1031,13 +798,8 @@ package final class Destager {
     guard isWaitingForDevice, now >= retryAt else { return }
     isWaitingForDevice = false
     nodes.retry()
-    let roots = failedRoots
-    failedRoots.removeAll()
-    for v in roots { issueRoot(v) }
-    retryReads()
-    if retryWrites {
-      retryWrites = false
-      writeBatch()
-    }
+    checkpoint.retry()
+    transfers.retryReads()
+    if transfers.wantsRewrite { write() }
   }
 }

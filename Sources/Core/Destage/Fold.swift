@@ -1,5 +1,4 @@
-// What destaging changes of a layer's map, and folding: what a delta has goes into a map of the layer's own
-// (Space/DiskMap.swift).
+// Folding: what a layer's delta has goes into a map of its own (Space/DiskMap.swift).
 //
 //     inherits ─ first change ─▶ delta ─ too large, frozen, or its parent goes ─▶ fold ─▶ own map
 //         └────────── first change of a frozen layer ────────────────────────────────────▲
@@ -16,120 +15,9 @@ package struct Fold {
   var tree: Tree?
 }
 
-extension Layer {
-  /// Blocks of metadata of the layer's whole map now.
-  func metadataBlocks(of map: ExtentMap) -> UInt64 {
-    UInt64(Int64(metadataBlocks) + 2 * Int64(map.tree.nodeDelta))
-  }
-
-  func deltaMetadata(of delta: ExtentMap) -> UInt64 {
-    UInt64(Int64(deltaMetadata) + 2 * Int64(delta.tree.nodeDelta))
-  }
-}
-
 extension Pool {
   /// Extents that one step folds.
   private static let foldStep = 64
-
-  // MARK: Changes
-
-  /// Maps `count` blocks, born now, to `address` and on.
-  func assign(
-    _ layer: Layer, _ block: BlockIndex, _ address: BlockAddress,
-    _ checksums: borrowing InlineArray<128, UInt32>, count: Int
-  ) throws(SpaceWait) {
-    beginChange(layer)
-    let birth = fault == .birthOffByOne ? nextInstant + 1 : nextInstant
-    var hidden: UInt64 = 0
-    if layer.map!.delta != nil {
-      try layer.map!.visible(block, count: count) { address, count, _ in
-        hidden += UInt64(count)
-      }
-    }
-    let map = layer.map!.delta ?? layer.map!.full
-    let release = released(layer)
-    try checksums.span.withUnsafeBufferPointer { (all) throws(SpaceWait) in
-      try map.assign(
-        block, to: address, checksums: UnsafeBufferPointer(rebasing: all[..<count]), birth: birth,
-        released: release)
-    }
-    layer.usedBlocks = layer.usedBlocks + UInt64(count) - hidden
-    layer.exclusiveBlocks += UInt64(count)
-    space.noteAllocated(address, count)
-  }
-
-  /// Makes a hole, a bounded part of it at a time; returns the block to go on from. What was done
-  /// before a throw stays done, and may be done again.
-  func removeSome(
-    _ layer: Layer, _ first: BlockIndex, count: UInt64
-  ) throws(SpaceWait) -> BlockIndex {
-    beginChange(layer)
-    guard let delta = layer.map!.delta else {
-      return try layer.map!.full.removeSome(
-        first, count: count, maxLeaves: 8, released: released(layer))
-    }
-    let end = first.raw + count
-    var at = first.raw
-    for _ in 0..<Self.foldStep where at < end {
-      at += try removeRun(layer, delta, BlockIndex(at), limit: Int(end - at))
-    }
-    return BlockIndex(at)
-  }
-
-  /// One run of a hole in a layer with a delta: a hole extent where the parent has something, nothing
-  /// where it has not. Returns the run's length.
-  private func removeRun(
-    _ layer: Layer, _ delta: ExtentMap, _ block: BlockIndex, limit: Int
-  ) throws(SpaceWait) -> UInt64 {
-    var limit = limit
-    var isHidden = false
-    switch try delta.cover(block, limit: limit) {
-    case .gap(let count): limit = count
-    case .extent(let extent):
-      limit = min(limit, Int(extent.end - block.raw))
-      if extent.isHole { return UInt64(limit) }
-      isHidden = true
-    }
-    switch try layer.map!.full.lookup(block, limit: limit) {
-    case .hole(let count):
-      if isHidden {
-        _ = try delta.removeSome(
-          block, count: UInt64(count), maxLeaves: .max, released: released(layer))
-      }
-      return UInt64(count)
-    case .mapped(_, let count, _, _):
-      try delta.punch(block, count: count, released: released(layer))
-      if !isHidden { layer.usedBlocks -= UInt64(count) }
-      return UInt64(count)
-    }
-  }
-
-  /// What the map lets go of: free if it was the layer's alone, else the snapshot's.
-  private func released(_ layer: Layer) -> (BlockAddress, Int, Instant) -> Void {
-    { [self] address, count, birth in
-      if address.isNone { return }
-      layer.usedBlocks -= UInt64(count)
-      if birth > layer.map!.branchInstant || fault == .sharedBlockFreed {
-        layer.exclusiveBlocks -= min(UInt64(count), layer.exclusiveBlocks)
-        space.noteReleased(address, count)
-      } else {
-        owed.append((layer, .blocks(first: address, count: count, birth: birth)))
-      }
-    }
-  }
-
-  /// A layer that has its parent's map so far gets a delta, or a map of its own where a delta is not
-  /// worth it: nothing is shared with an empty map, and what is frozen has to have a map of its own soon.
-  private func beginChange(_ layer: Layer) {
-    guard layer.inheritsMap, layer.map!.delta == nil else { return }
-    if layer.state == .open, !layer.map!.full.tree.isEmpty {
-      openDelta(layer, .none)
-    } else {
-      layer.inheritsMap = false
-    }
-  }
-
-  // MARK: Folding
 
   /// Whether the layer's delta is to be folded before anything else is changed.
   func wantsFold(_ layer: Layer) -> Bool {

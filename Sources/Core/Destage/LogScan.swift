@@ -36,6 +36,8 @@ final class LogScan {
 
   /// In blocks: what is read at once, so that frames of the log don't wait long behind it.
   private static let piece = 64
+  /// Blocks of the log whose live ones go home together.
+  private static let part = DestageBatch.capacities.lowerBound
   /// Reads on their way at a time.
   static let window = 2
   /// Where less than a quarter of what is read can be taken, the sweep's single reads cost less; so
@@ -73,7 +75,7 @@ final class LogScan {
       pool.log.geometry.start(ofSegment: pool.log.geometry.segment(of: position) + 1)
     firstBlock = position >> blockShift
     let count = Int(
-      min((min(end, segmentEnd) - position) >> blockShift, UInt64(DestageBatch.capacity)))
+      min((min(end, segmentEnd) - position) >> blockShift, UInt64(Self.part)))
     batch.transfers.removeAll(keepingCapacity: true)
     for first in stride(from: 0, to: count, by: Self.piece) {
       batch.transfers.append(
@@ -124,7 +126,7 @@ final class LogScan {
         Int(payload) + count <= Int(header.payloadBlocks), let disk = pool.disks.find(object)
       else { continue }
       let first = firstBlock + UInt64(at + front) + UInt64(payload)
-      for i in 0..<UInt64(count) where !batch.isFull {
+      for i in 0..<UInt64(count) where batch.items.count < Self.part {
         batch.items.append(
           DestageItem(
             key: IndexKey(slot: disk.layer.slot, block: block + i), logBlock: first + i,

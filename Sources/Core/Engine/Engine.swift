@@ -4,6 +4,7 @@
 //     submit ─▶ read:  log index ─▶ extent map ─▶ cache ─▶ device          (EngineReads)
 //            ─▶ write: whole blocks ─▶ space ─▶ open frame ─▶ frame counts ─▶ log index, ack
 //                                                                            (EngineWrites)
+//     frame:   its records ─▶ log index, catalog overlay, layers              (EngineRecords)
 //     control ─▶ jobs: catalog look-ups and structural records               (EngineControl)
 //     recovery: root ─▶ replay ─▶ new epoch                                  (EngineRecovery)
 //     destaging goes on behind it all                                        (Destage/)
@@ -38,6 +39,8 @@ package final class Engine: BlockEngine {
 
   var jobs: [ControlJob] = []
   var nodeLoads: [NodeLoadState?] = []
+  /// What bad copies of nodes are being rewritten from.
+  var heals: [AlignedMemory?] = []
   var loadEnded = false
   /// A request waits for what another's read brings into the cache.
   var readIsAwaited = false
@@ -45,6 +48,7 @@ package final class Engine: BlockEngine {
   private var memoryRetryAt: UInt64 = .max
   var recovery: Recovery?
   var scrubber: Scrubber?
+  let spaceKeeper: SpaceKeeper
   let ahead = ReadAhead()
   /// The job whose structural records are on their way; others wait for it.
   var structuralJob: ControlJob?
@@ -65,16 +69,11 @@ package final class Engine: BlockEngine {
   var probeAt: UInt64 = .max
   /// Since when the log takes nothing; `.max` while it does.
   var logBrokenSince: UInt64 = .max
-  private var lastBackingCheck: UInt64 = 0
 
   /// How old what the log holds is.
   var logAge = LogAge()
 
-  // Back-pressure.
-  var credit: Int64 = 0
-  private var lastProgress: UInt64 = 0
-  private(set) var isThrottled = false
-
+  var pacing = Pacing()
   package private(set) var isReady = false
   package private(set) var isStopped = false
   package private(set) var failure: String?
@@ -85,13 +84,16 @@ package final class Engine: BlockEngine {
   let epochMemory = AlignedMemory(bytes: Int(LogLayout.epochCopies) * blockSize)
   var epochInFlight: Epoch?
   private var destagerAgain = false
-  private var applyingSequence: FrameSequence = 0
+  /// Of the frame whose records are being applied.
+  var applyingSequence: FrameSequence = 0
   /// Homes of large writes whose records are in frames that will not count, until a new epoch is
   /// durable.
   var voidHomes: [BlockRun] = []
-  private var homesToFree = RingQueue<(sequence: FrameSequence, home: BlockRun)>(capacity: 64)
-  private var backingInFlight: [DeviceRange?] = []
-  private var punchInFlight: [DeviceRange?] = []
+  /// Homes that no large write refers to any more, by the frame that must be durable before they are
+  /// free.
+  var homesToFree = RingQueue<(sequence: FrameSequence, home: BlockRun)>(capacity: 64)
+  /// A mark that a planted fault makes count with the next structural record only.
+  var lateMark: (snapshot: ObjectID, disk: ObjectID)?
   var flushGoals = 0
   var edgeMemory: [UnsafeMutableRawPointer] = []
   let edgeArena: AlignedMemory
@@ -99,6 +101,7 @@ package final class Engine: BlockEngine {
   package init(_ configuration: PoolConfiguration) {
     pool = Pool(configuration)
     destager = Destager(pool)
+    spaceKeeper = SpaceKeeper(pool)
     requests = RequestTable(capacity: configuration.requestSlots + 512)
     latency = LatencyMonitor(slots: requests.capacity)
     parts = ReadPartTable(capacity: configuration.requestSlots)
@@ -142,7 +145,7 @@ package final class Engine: BlockEngine {
     case .epochRecord: epochRecordWritten(index, error: error)
     case .readPart: partCompleted(Int32(index), error: error)
     case .largeWrite: largeWriteCompleted(Int32(index), error: error)
-    case .nodeLoad: nodeLoadCompleted(index, error: error)
+    case .nodeLoad: nodeLoadEnded(index, error: error)
     case .nodeHeal: nodeHealCompleted(index, error: error)
     case .nodeWrite:
       destager.nodeWriteCompleted(index, error: error)
@@ -151,8 +154,14 @@ package final class Engine: BlockEngine {
     case .destageWrite: destager.writeCompleted(index, error: error)
     case .volumeFlush: destager.volumeFlushCompleted(index, error: error)
     case .rootWrite: destager.rootWriteCompleted(index, error: error)
-    case .backing: backingCompleted(index, error: error)
-    case .punch: punchCompleted(index, error: error)
+    case .backing:
+      spaceKeeper.backingCompleted(index, error: error)
+      destagerBlocked = false
+      wakeSpaceWaiters()
+    case .punch:
+      spaceKeeper.punchCompleted(index, error: error)
+      // What was punched can be given to those that wait for it, though no cycle may come.
+      if !spaceKeeper.isPunching { wakeSpaceWaiters() }
     case .recovery: recovery?.completed(index, error: error)
     case .idle: break
     }
@@ -209,7 +218,7 @@ package final class Engine: BlockEngine {
     idle()
     pool.log.seal(wallClock: wallClock)
     pool.log.advance()
-    maintainSpace()
+    if isReady, case .node(let pointer)? = spaceKeeper.maintain(now: now) { startLoad(pointer) }
   }
 
   // MARK: Frames that count
@@ -246,173 +255,6 @@ package final class Engine: BlockEngine {
       writeEnded(slot, status)
       slot = next
     }
-  }
-
-  /// Puts the records of one frame into index and catalog; live and in recovery. False when the
-  /// table is not well-formed.
-  func applyTable(
-    _ table: UnsafeRawPointer, length: Int, sequence: FrameSequence, payloadBlock: UInt64
-  ) -> Bool {
-    applyingSequence = sequence
-    var cursor = RecordCursor(table: table, length: length)
-    while let record = cursor.next() {
-      switch record {
-      case .data(let object, _, let block, let count, let payload, let checksums):
-        guard let layer = liveLayer(object) else { continue }
-        for i in 0..<count {
-          pool.insert(
-            IndexEntry(
-              key: IndexKey(slot: layer.slot, block: block + UInt64(i)),
-              location: payloadBlock + UInt64(payload) + UInt64(i), checksum: checksums.u32(4 * i),
-              kind: .log, reserves: true, sequence: sequence), layer)
-        }
-        pool.reservedBlocks += count
-      case .zero(let object, _, let block, let count):
-        guard let layer = liveLayer(object) else { continue }
-        pool.insert(
-          IndexEntry(
-            key: IndexKey(slot: layer.slot, block: block), location: count, checksum: 0,
-            kind: .zero, reserves: false, sequence: sequence), layer)
-      case .extent(let object, _, let block, let count, let address, let checksums):
-        guard let layer = liveLayer(object) else {
-          dropHome(address, count)
-          continue
-        }
-        recovery?.hasHomes = true
-        for i in 0..<count {
-          pool.insert(
-            IndexEntry(
-              key: IndexKey(slot: layer.slot, block: block + UInt64(i)),
-              location: address.raw + UInt64(i), checksum: checksums.u32(4 * i), kind: .home,
-              reserves: false, sequence: sequence), layer)
-        }
-      default:
-        applyStructural(record, sequence: sequence)
-      }
-    }
-    return cursor.isAtEnd
-  }
-
-  /// The layer that a record is for; nil when the disk was deleted.
-  private func liveLayer(_ object: ObjectID) -> Layer? {
-    let disk = pool.disk(object)
-    return disk.isDeleted ? nil : disk.layer
-  }
-
-  private func dropHome(_ address: BlockAddress, _ count: Int) {
-    if recovery == nil { freeHome(BlockRun(address, count)) }
-  }
-
-  /// A large write's home that nothing refers to any more, by the frame that is being applied. It
-  /// is free once that frame is durable: until then a power cut brings the old record back.
-  func freeHome(_ home: BlockRun) {
-    if pool.log.durableSequence >= applyingSequence {
-      pool.space.cancelReservation(home.address, home.count)
-    } else {
-      homesToFree.push((applyingSequence, home))
-    }
-  }
-
-  private func freeDurableHomes() {
-    while let (sequence, home) = homesToFree.first(),
-      sequence <= max(pool.log.durableSequence, pool.root.cutSequence)
-    {
-      pool.space.cancelReservation(home.address, home.count)
-      _ = homesToFree.pop()
-    }
-  }
-
-  private func applyStructural(_ record: LogRecord, sequence: FrameSequence) {
-    pool.catalog.take(record, sequence: sequence)
-    if pool.fault == .markOutOfOrder, let late = lateMark {
-      lateMark = nil
-      freeze(pool.disk(late.disk), as: late.snapshot)
-    }
-    switch record {
-    case .remove(let object, let kind, _, let snapshots, _, _):
-      let disk = pool.disk(object)
-      close(disk)
-      if kind == .disk {
-        if snapshots > 0 { closeSnapshots(of: object) }
-        pool.dropLogged(disk.layer)
-        disk.layer.state = .abandoned
-      }
-    case .resize(let object, let size):
-      let disk = pool.disk(object)
-      disk.record?.size = size
-      let end = roundUp(size, to: 4096) >> blockShift
-      if end < BlockIndex.limit {
-        pool.insert(
-          IndexEntry(
-            key: IndexKey(slot: disk.layer.slot, block: BlockIndex(end)),
-            location: BlockIndex.limit - end, checksum: 0, kind: .zero, reserves: false,
-            sequence: sequence), disk.layer)
-      }
-    case .change(let object, let change):
-      if let disk = pool.disks.find(object), disk.record != nil {
-        Catalog.apply(change, to: &disk.record!)
-      }
-    case .rename(let object, _, _, _, let parent, let name):
-      if let disk = pool.disks.find(object) {
-        disk.record?.parent = parent
-        disk.record?.name = name
-      }
-    case .snapshot(let snapshot, let disk, _, _, _, _):
-      if pool.fault == .markOutOfOrder {
-        lateMark = (snapshot, disk)
-      } else {
-        freeze(pool.disk(disk), as: snapshot)
-      }
-    case .rollback(let object, let snapshot, _, let size, _):
-      rollBack(pool.disk(object), to: snapshot, size: size, sequence)
-    default: break
-    }
-  }
-
-  /// A mark that a planted fault makes count with the next structural record only.
-  private var lateMark: (snapshot: ObjectID, disk: ObjectID)?
-
-  /// Clients' handles of the disk work no more.
-  private func close(_ disk: VirtualDisk) {
-    disk.isDeleted = true
-    disk.handleGeneration &+= 1
-  }
-
-  private func closeSnapshots(of object: ObjectID) {
-    for place in 0..<pool.disks.placeCount {
-      if let disk = pool.disks.at(place: place), disk.isSnapshot, disk.record?.parent == object {
-        close(disk)
-      }
-    }
-  }
-
-  /// A mark: the disk's layer is the snapshot's from here on, and the disk has an empty one over it.
-  private func freeze(_ disk: VirtualDisk, as snapshot: ObjectID) {
-    let frozen = disk.layer
-    frozen.state = .frozen
-    pool.frozen.append(frozen)
-    _ = pool.disks.add(snapshot, layer: frozen)
-    let layer = pool.layers.add(disk.object)
-    layer.base = frozen
-    (layer.lastHome, layer.runLength) = (frozen.lastHome, frozen.runLength)
-    disk.layer = layer
-  }
-
-  /// The disk starts anew from the snapshot; what the log holds of what it was is void.
-  private func rollBack(
-    _ disk: VirtualDisk, to snapshot: ObjectID, size: UInt64, _ sequence: FrameSequence
-  ) {
-    pool.paths.hit(.rolledBack)
-    let former = disk.layer
-    pool.dropLogged(former)
-    former.state = .abandoned
-    pool.frozen.append(former)
-    disk.layer = pool.layers.add(disk.object)
-    disk.layer.branch = (snapshot, sequence)
-    disk.record?.size = size
-    disk.streams = disk.streams.map { _ in ReadStream() }
-    disk.isPaused = false
-    loadEnded = true
   }
 
   // MARK: A broken log (R7)
@@ -455,81 +297,11 @@ package final class Engine: BlockEngine {
     if now >= probeAt { openEpoch() }
   }
 
-  // MARK: Metadata loads
-
-  struct NodeLoadState {
-    var load: NodeLoad
-    var copy: Int
-  }
-
-  /// Begins to load what a walk waits for. Nothing to do for other waits.
-  func startLoad(_ pointer: NodePointer) {
-    switch pool.store.beginLoad(pointer) {
-    case .started(let load):
-      let index = nodeLoads.firstIndex { $0 == nil } ?? nodeLoads.count
-      if index == nodeLoads.count { nodeLoads.append(nil) }
-      nodeLoads[index] = NodeLoadState(load: load, copy: 0)
-      issueNodeRead(index)
-    case .present, .damaged: loadEnded = true
-    case .noMemory: awaitMemory()
-    case .alreadyLoading: break
-    }
-  }
+  // MARK: Waits
 
   /// The cache has no free slot: what waits for one is tried again after a pause, if no other event
   /// comes first.
   func awaitMemory() { memoryRetryAt = min(memoryRetryAt, now + Self.pause) }
-
-  private func issueNodeRead(_ index: Int) {
-    guard let state = nodeLoads[index] else { return }
-    let pointer = state.load.pointer
-    let address = state.copy == 0 ? pointer.first : pointer.second
-    guard address.volume < pool.configuration.volumes.count else {
-      return nodeLoadEnded(index, error: 5)
-    }
-    pool.ops.issue(
-      .read, .volume(address.volume), offset: address.byteOffset, length: UInt64(blockSize),
-      memory: state.load.memory, owner: .nodeLoad, index: index)
-  }
-
-  private func nodeLoadCompleted(_ index: Int, error: Int32) { nodeLoadEnded(index, error: error) }
-
-  private func nodeLoadEnded(_ index: Int, error: Int32) {
-    guard let state = nodeLoads[index] else { return }
-    if error != 0 { pool.ioErrors += 1 }
-    switch pool.store.finishLoad(state.load, copy: state.copy, error: error) {
-    case .tryOther:
-      nodeLoads[index]!.copy = 1
-      return issueNodeRead(index)
-    case .readyHeal(let bad):
-      pool.paths.hit(.healedNode)
-      pool.checksumErrors += 1
-      healNode(state.load, bad: bad)
-    case .ready: break
-    case .damaged: pool.checksumErrors += 1
-    }
-    nodeLoads[index] = nil
-    loadEnded = true
-  }
-
-  /// Rewrites the bad copy of a node from a copy of the good one (R20).
-  private func healNode(_ load: NodeLoad, bad: Int) {
-    let address = bad == 0 ? load.pointer.first : load.pointer.second
-    let memory = AlignedMemory(bytes: blockSize)
-    memory.base.copyMemory(from: load.memory, byteCount: blockSize)
-    let index = heals.firstIndex { $0 == nil } ?? heals.count
-    if index == heals.count { heals.append(nil) }
-    heals[index] = memory
-    pool.ops.issue(
-      .write, .volume(address.volume), offset: address.byteOffset, length: UInt64(blockSize),
-      memory: memory.base, owner: .nodeHeal, index: index)
-  }
-  private var heals: [AlignedMemory?] = []
-
-  private func nodeHealCompleted(_ index: Int, error: Int32) {
-    if error != 0 { pool.ioErrors += 1 }
-    heals[index] = nil
-  }
 
   /// Tries again all that waited for metadata.
   private func retryParked() {
@@ -558,13 +330,15 @@ package final class Engine: BlockEngine {
     // A wait that nothing is on its way to end, say for a slot of the cache, is tried again.
     if pool.ops.inFlight == 0 { destagerBlocked = false }
     guard !destager.isIdle, !destagerBlocked else { return }
-    let isUrgent = fill >= Self.paceFrom - 100 || now >= lastWrite + Self.idleDelay
+    let isUrgent = fill >= Pacing.mark - 100 || now >= lastWrite + Self.idleDelay
     destager.window = isUrgent ? Destager.wideWindow : Destager.narrowWindow
     let cyclesBefore = destager.cycles
     destager.retryFailed(now: now)
     let (wait, again) = destager.step(now: now, wallClock: wallClock)
     destagerAgain = again
-    earnCredit()
+    pacing.earn(
+      progress: destager.progress, remaining: destager.remainingWork, fill: fill,
+      capacity: pool.log.geometry.capacity)
     if let wait {
       switch wait {
       case .node(let pointer):
@@ -573,7 +347,7 @@ package final class Engine: BlockEngine {
       case .damaged: fail("metadata of the pool is damaged; run `sluice check` on the stopped pool")
       case .backing(let device, let offset, let length):
         destagerBlocked = true
-        allocateBacking(DeviceRange(device: device, offset: offset, length: length))
+        spaceKeeper.back(DeviceRange(device: device, offset: offset, length: length))
       case .memory:
         destager.spill()
         awaitMemory()
@@ -604,7 +378,7 @@ package final class Engine: BlockEngine {
     logAge.forget(upTo: pool.root.cutSequence)
     wakeSpaceWaiters()
     loadEnded = true
-    credit = max(credit, 0)
+    pacing.cycleEnded()
   }
 
   func wakeSpaceWaiters() {
@@ -616,108 +390,11 @@ package final class Engine: BlockEngine {
     }
   }
 
-  // MARK: Back-pressure
-
-  /// Fill from which on writers are paced.
-  private static let paceFrom = 600
-  /// Part of the log that pacing keeps for the end of a cycle.
-  private static let paceTo = 950
-
-  /// Whether a write may enter the log now. Below the mark always; above it, only against credit,
-  /// which destaging earns: for each unit of its remaining work done, its share of the room that
-  /// is left. So writers slow down smoothly to what destaging frees, whatever the devices' speed.
+  /// Whether a write may enter the log now.
   var mayAdmit: Bool {
-    guard fill >= Self.paceFrom, !destager.isHeld else { return true }
-    if !isThrottled {
-      isThrottled = true
-      // What was let in freely is no debt.
-      credit = max(credit, 0)
-      pool.paths.hit(.throttled)
-    }
-    return credit > 0
-  }
-
-  private func earnCredit() {
-    let progress = destager.progress &- lastProgress
-    lastProgress = destager.progress
-    guard progress > 0 else { return }
-    let fill = fill
-    if fill < Self.paceFrom {
-      isThrottled = false
-      credit = 0
-      return
-    }
-    let room = Int64(max(Self.paceTo - fill, 5)) * Int64(pool.log.geometry.capacity) / 1000
-    let work = Int64(max(destager.remainingWork, 64))
-    credit = min(credit + Int64(progress) * room / work, 8 << 20)
-  }
-
-  // MARK: Space
-
-  /// Keeps blocks of sparse files allocated ahead of need, and gives back what is free (R16, R23).
-  private func maintainSpace() {
-    guard isReady else { return }
-    while let range = pool.space.nextPunch() {
-      let index = punchInFlight.firstIndex { $0 == nil } ?? punchInFlight.count
-      if index == punchInFlight.count { punchInFlight.append(nil) }
-      punchInFlight[index] = range
-      pool.paths.hit(.punched)
-      pool.ops.issue(
-        .discard, range.device, offset: range.offset, length: range.length, memory: nil,
-        owner: .punch, index: index)
-    }
-    if backingInFlight.allSatisfy({ $0 == nil }) {
-      let goal = pool.reservedBlocks + Self.backingAhead
-      if pool.space.available < goal, pool.space.backable > 0 {
-        do throws(SpaceWait) {
-          if let range = try pool.space.nextBacking(target: goal + pool.space.metadataReserve) {
-            allocateBacking(range)
-          }
-        } catch {
-          if case .node(let pointer) = error { startLoad(pointer) }
-        }
-      }
-      if now >= lastBackingCheck + 5_000_000_000 {
-        lastBackingCheck = now
-        pool.space.spaceMayHaveReturned()
-      }
-    }
-  }
-  /// 64 MiB.
-  private static let backingAhead = 16_384
-
-  private func allocateBacking(_ range: DeviceRange) {
-    guard !backingInFlight.contains(where: { $0 == range }) else { return }
-    let index = backingInFlight.firstIndex { $0 == nil } ?? backingInFlight.count
-    if index == backingInFlight.count { backingInFlight.append(nil) }
-    backingInFlight[index] = range
-    pool.ops.issue(
-      .allocate, range.device, offset: range.offset, length: range.length, memory: nil,
-      owner: .backing, index: index)
-  }
-
-  /// Whether freed space is being given back and can't be used yet.
-  var isPunching: Bool { pool.space.hasPunches || punchInFlight.contains { $0 != nil } }
-  var isBackingUnderWay: Bool { backingInFlight.contains { $0 != nil } }
-
-  private func backingCompleted(_ index: Int, error: Int32) {
-    guard let range = backingInFlight[index] else { return }
-    backingInFlight[index] = nil
-    if error == 0 {
-      pool.space.backingDone(range)
-    } else {
-      pool.space.backingFailed(range, error: error)
-    }
-    destagerBlocked = false
-    wakeSpaceWaiters()
-  }
-
-  private func punchCompleted(_ index: Int, error: Int32) {
-    guard let range = punchInFlight[index] else { return }
-    punchInFlight[index] = nil
-    pool.space.punchDone(range, error: error)
-    // What was punched can be given to those that wait for it, though no cycle may come.
-    if !isPunching { wakeSpaceWaiters() }
+    guard fill >= Pacing.mark, !destager.isHeld else { return true }
+    if pacing.begin() { pool.paths.hit(.throttled) }
+    return pacing.hasCredit
   }
 
   // MARK: Idle, ready, end

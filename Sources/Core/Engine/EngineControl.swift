@@ -439,7 +439,7 @@ extension Engine {
     }
     let isDone =
       pool.root.cutSequence >= job.goal && pool.catalog.deletedObjects == 0
-      && pool.space.releasedPending == 0 && !isPunching && destager.isIdle
+      && pool.space.releasedPending == 0 && !spaceKeeper.isPunching && destager.isIdle
     return isDone ? .done : nil
   }
 

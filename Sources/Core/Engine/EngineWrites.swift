@@ -311,7 +311,7 @@ extension Engine {
           block: BlockIndex(requests[slot].firstBlock), count: count, address: home,
           checksums: bytes.baseAddress!))
     }
-    credit -= 4096
+    pacing.spend(blockSize)
     attach(slot, frame, disk)
     return .logged
   }
@@ -372,7 +372,7 @@ extension Engine {
     // What turned out to be zeros needs no home. The rest passes to the index when it counts.
     pool.reservedBlocks -= count - data
     requests[slot].reserved = Int32(data)
-    credit -= Int64((data + 1) * blockSize)
+    pacing.spend((data + 1) * blockSize)
     attach(slot, frame!, disk)
     return .logged
   }
@@ -408,7 +408,7 @@ extension Engine {
     if let size = requests[slot].resizeTo {
       frame = pool.log.append(.resize(object: disk.object, size: size))
     }
-    credit -= Int64((edges + 1) * blockSize)
+    pacing.spend((edges + 1) * blockSize)
     attach(slot, frame!, disk)
     return .logged
   }
@@ -486,8 +486,8 @@ extension Engine {
     case .damaged: writeEnded(slot, .ioError)
     case .backing, .noSpace:
       let mayHelp =
-        destager.hasWork || !destager.isIdle || isBackingUnderWay
-        || pool.space.backable > 0 || isPunching
+        destager.hasWork || !destager.isIdle || spaceKeeper.isBacking
+        || pool.space.backable > 0 || spaceKeeper.isPunching
       if requests[slot].spaceTries >= 4 || !mayHelp {
         pool.paths.hit(.noSpace)
         return writeEnded(slot, .noSpace)

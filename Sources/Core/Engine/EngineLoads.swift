@@ -1,0 +1,72 @@
+// Metadata blocks on their way into memory: the second copy where the first is bad, which is then
+// rewritten (R20).
+
+/// A load that is under way, and the copy that is being read.
+struct NodeLoadState {
+  var load: NodeLoad
+  var copy: Int
+}
+
+extension Engine {
+  /// Begins to load what a walk waits for. Nothing to do for other waits.
+  func startLoad(_ pointer: NodePointer) {
+    switch pool.store.beginLoad(pointer) {
+    case .started(let load):
+      let index = nodeLoads.firstIndex { $0 == nil } ?? nodeLoads.count
+      if index == nodeLoads.count { nodeLoads.append(nil) }
+      nodeLoads[index] = NodeLoadState(load: load, copy: 0)
+      issueNodeRead(index)
+    case .present, .damaged: loadEnded = true
+    case .noMemory: awaitMemory()
+    case .alreadyLoading: break
+    }
+  }
+
+  private func issueNodeRead(_ index: Int) {
+    guard let state = nodeLoads[index] else { return }
+    let pointer = state.load.pointer
+    let address = state.copy == 0 ? pointer.first : pointer.second
+    guard address.volume < pool.configuration.volumes.count else {
+      return nodeLoadEnded(index, error: 5)
+    }
+    pool.ops.issue(
+      .read, .volume(address.volume), offset: address.byteOffset, length: UInt64(blockSize),
+      memory: state.load.memory, owner: .nodeLoad, index: index)
+  }
+
+  func nodeLoadEnded(_ index: Int, error: Int32) {
+    guard let state = nodeLoads[index] else { return }
+    if error != 0 { pool.ioErrors += 1 }
+    switch pool.store.finishLoad(state.load, copy: state.copy, error: error) {
+    case .tryOther:
+      nodeLoads[index]!.copy = 1
+      return issueNodeRead(index)
+    case .readyHeal(let bad):
+      pool.paths.hit(.healedNode)
+      pool.checksumErrors += 1
+      healNode(state.load, bad: bad)
+    case .ready: break
+    case .damaged: pool.checksumErrors += 1
+    }
+    nodeLoads[index] = nil
+    loadEnded = true
+  }
+
+  /// Rewrites the bad copy of a node from a copy of the good one (R20).
+  private func healNode(_ load: NodeLoad, bad: Int) {
+    let address = bad == 0 ? load.pointer.first : load.pointer.second
+    let memory = AlignedMemory(bytes: blockSize)
+    memory.base.copyMemory(from: load.memory, byteCount: blockSize)
+    let index = heals.firstIndex { $0 == nil } ?? heals.count
+    if index == heals.count { heals.append(nil) }
+    heals[index] = memory
+    pool.ops.issue(
+      .write, .volume(address.volume), offset: address.byteOffset, length: UInt64(blockSize),
+      memory: memory.base, owner: .nodeHeal, index: index)
+  }
+
+  func nodeHealCompleted(_ index: Int, error: Int32) {
+    if error != 0 { pool.ioErrors += 1 }
+    heals[index] = nil
+  }
+}

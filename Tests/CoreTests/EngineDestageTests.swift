@@ -1,0 +1,99 @@
+import Testing
+
+@testable import Core
+
+/// What destaging tells back-pressure of its work, and how it fits its batches to the log's device.
+@Suite("Destaging's work")
+struct EngineDestageTests {
+  private func makePool(scans: Bool = false) -> MemoryPool {
+    MemoryPool(logMiB: 64, volumesMiB: [160]) {
+      $0.cacheBytes = 16 << 20
+      $0.alwaysScans = scans
+    }
+  }
+
+  private func makeDisk(_ pool: MemoryPool) -> DiskHandle {
+    #expect(isDone(pool.control(.create(name: "a", size: 64 << 20))))
+    return pool.open("a")
+  }
+
+  /// Every second block of some, in an order of its own, so that no two are read or written together.
+  private func scatter(_ pool: MemoryPool, _ disk: DiskHandle, from: UInt64 = 0, count: UInt64) {
+    for i in 0..<count {
+      let block = from + (i * 617) % count * 2
+      #expect(pool.io(.write, disk, block << 12, 4096, data: pattern(block, 4096)).status == .ok)
+    }
+  }
+
+  private func expectAllDone(_ pool: MemoryPool) {
+    let destager = pool.engine.destager
+    #expect(destager.destagedBlocks > 0 && destager.remainingWork == 0)
+    #expect(destager.blockWork == 3 * destager.destagedBlocks)
+  }
+
+  @Test("A block's way home is three units of work, by whichever way it goes")
+  func units() {
+    let pool = makePool(scans: true)
+    let disk = makeDisk(pool)
+    // First homes, by a sweep; the same once more, by a scan.
+    for _ in 0..<2 {
+      scatter(pool, disk, count: 1200)
+      #expect(isDone(pool.control(.flush)))
+      expectAllDone(pool)
+    }
+    #expect(pool.engine.rarePaths[.logScanned] > 0)
+    let large = pattern(3, 256 << 10)
+    #expect(pool.io(.write, disk, 16 << 20, large.count, data: large).status == .ok)
+    #expect(isDone(pool.control(.flush)))
+    #expect(pool.engine.destager.destagedBlocks == 2464)
+    expectAllDone(pool)
+  }
+
+  /// While a device refuses its part of the work for some seconds, nothing is earned by trying again.
+  private func expectNothingEarned(whileRefusing isRefused: @escaping (DeviceOp) -> Bool) {
+    let pool = makePool()
+    scatter(pool, makeDisk(pool), count: 100)
+    var isDown = true
+    pool.fault = { isDown && isRefused($0) ? 5 : 0 }
+    pool.engine.control(.flush, token: 1 << 40)
+    for _ in 0..<1000 { pool.turn() }
+    let before = pool.engine.destager.progress
+    for _ in 0..<5000 { pool.turn() }
+    #expect(pool.engine.rarePaths[.suspended] > 3)
+    #expect(pool.engine.destager.progress == before)
+    #expect(pool.engine.destager.remainingWork >= 100)
+    isDown = false
+    pool.run { pool.replies[1 << 40] != nil }
+    expectAllDone(pool)
+    #expect(pool.engine.destager.batch.capacity == 1024, "waiting was taken for reading")
+  }
+
+  @Test("Homes that are refused earn nothing") func refusedHomes() {
+    expectNothingEarned { $0.kind == .write && $0.device.raw > 0 }
+  }
+
+  @Test("A log that can't be read earns nothing, and is not a slow one") func refusedReads() {
+    expectNothingEarned { $0.kind == .read && $0.device.raw == 0 }
+  }
+
+  @Test("Where reads of the log take milliseconds, batches grow") func slowLog() {
+    let pool = makePool()
+    let disk = makeDisk(pool)
+    var last: UInt64 = 0
+    pool.delay = { op in
+      guard op.kind == .read, op.device.raw == 0 else { return 0 }
+      last = max(last, pool.now) + 2_000_000
+      return last - pool.now
+    }
+    scatter(pool, disk, count: 1200)
+    #expect(isDone(pool.control(.flush)))
+    // The first batch was full, the second had the rest.
+    #expect(pool.engine.destager.batch.capacity == 4096)
+    pool.delay = { _ in 0 }
+    for round in 1...3 {
+      scatter(pool, disk, from: UInt64(round) * 2400, count: 1200)
+      #expect(isDone(pool.control(.flush)))
+    }
+    #expect(pool.engine.destager.batch.capacity == 1024)
+  }
+}
