@@ -96,4 +96,43 @@ struct EngineDestageTests {
     }
     #expect(pool.engine.destager.batch.capacity == 1024)
   }
+
+  @Test("What is overwritten while its first homes are given stays between its neighbours")
+  func onePiece() {
+    let pool = makePool()
+    let disk = makeDisk(pool)
+    let count: UInt64 = 3000
+    for block in 0..<count {
+      #expect(pool.io(.write, disk, block << 12, 4096, data: pattern(block, 4096)).status == .ok)
+    }
+    // The cycle has its cut, and stands while its first batch is read.
+    var isHeldUp = true
+    pool.delay = { $0.kind == .read && $0.device.raw == 0 && isHeldUp ? 10_000_000_000 : 0 }
+    pool.engine.control(.flush, token: 1 << 40)
+    for _ in 0..<50 { pool.turn() }
+    // Single blocks, and pairs.
+    let late = (1200..<count).filter { $0 % 7 < 3 && $0 % 7 != 1 }
+    for block in late {
+      let data = pattern(block + 10_000, 4096)
+      #expect(pool.io(.write, disk, block << 12, 4096, data: data).status == .ok)
+    }
+    isHeldUp = false
+    pool.run { pool.replies[1 << 40] != nil }
+    #expect(isDone(pool.control(.flush)))
+
+    pool.restart()
+    let reader = pool.open("a")
+    #expect(pool.io(.read, reader, 0, 4096).data == pattern(0, 4096))
+    let before = pool.deviceReads
+    for first in stride(from: 0, to: count, by: 60) {
+      let data = pool.io(.read, reader, first << 12, 60 << 12).data
+      for block in first..<first + 60 {
+        let seed = late.contains(block) ? block + 10_000 : block
+        let at = Int(block - first) << 12
+        #expect(Array(data[at..<at + 4096]) == pattern(seed, 4096), "block \(block)")
+      }
+    }
+    // 50 pieces, the map's leaves, and here and there the end of a run.
+    #expect(pool.deviceReads - before < 150)
+  }
 }

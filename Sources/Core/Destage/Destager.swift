@@ -326,6 +326,7 @@ package final class Destager {
         return true
       }
       if entry.sequence > cut.sequence && pool.fault != .checkpointNotExactPrefix {
+        try leavePlace(for: entry)
         cursor = IndexKey(raw: entry.end)
         continue
       }
@@ -382,7 +383,7 @@ package final class Destager {
       if !relocateAll, let home = try layer.ownHome(of: entry.key.block) {
         item.target = home
       } else {
-        item.target = try pool.takeHome(layer)
+        item.target = try newHome(of: entry.key, layer)
         item.isNew = true
       }
       visit(layer)
@@ -391,6 +392,35 @@ package final class Destager {
       cursor = IndexKey(raw: entry.end)
     }
   }
+
+  /// The place behind the home of the block in front, if it is free, as `leavePlace` has left it, or
+  /// a large write that was overwritten before the map knew it: so a disk stays in one piece. Else
+  /// what comes next of the disk's run.
+  private func newHome(of key: IndexKey, _ layer: Layer) throws(SpaceWait) -> BlockAddress {
+    var front: BlockAddress?
+    if let last = batch.items.last, last.key.raw + 1 == key.raw {
+      front = last.target
+    } else if !relocateAll, key.block.raw > 0 {
+      front = try layer.ownHome(of: BlockIndex(key.block.raw - 1))
+    }
+    if let front, pool.space.allocate(at: front + 1) { return front + 1 }
+    let home = try pool.takeHome(layer)
+    placedEnd = key.raw + 1
+    return home
+  }
+
+  /// A block that was overwritten behind the cut gets its home in the next cycle: its place between
+  /// its neighbours is kept free until then.
+  private func leavePlace(for entry: IndexEntry) throws(SpaceWait) {
+    guard entry.kind == .log, entry.key.raw == placedEnd,
+      let layer = pool.layers[entry.key.slot], layer.map != nil,
+      try layer.ownHome(of: entry.key.block) == nil
+    else { return }
+    pool.skipHome(layer)
+    placedEnd += 1
+  }
+  /// The key behind the last block that was given the next place of its disk's run.
+  private var placedEnd: UInt64 = 0
 
   private func visit(_ layer: Layer) {
     guard !layer.isVisited else { return }

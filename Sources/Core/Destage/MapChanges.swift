@@ -48,6 +48,14 @@ extension Pool {
     return home
   }
 
+  /// Leaves the next place of the disk's run free.
+  func skipHome(_ layer: Layer) {
+    guard let run = layer.run else { return }
+    space.returnRun(BlockRun(run.address, 1))
+    layer.lastHome = run.address
+    layer.run = run.count > 1 ? BlockRun(run.address + 1, run.count - 1) : nil
+  }
+
   /// Maps `count` blocks, born now, to `address` and on.
   func assign(
     _ layer: Layer, _ block: BlockIndex, _ address: BlockAddress,

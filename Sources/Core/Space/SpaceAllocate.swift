@@ -52,6 +52,22 @@ extension SpaceMap {
     return nil
   }
 
+  /// This very block, marked as reserved, for one that was promised a home. False when it is not free
+  /// and backed, or its chunk is not in memory.
+  package func allocate(at address: BlockAddress) -> Bool {
+    guard address.volume < volumes.count, address.block < volumes[address.volume].blocks,
+      max(available, backedFree / 2) > 0
+    else { return false }
+    let volume = volumes[address.volume]
+    let chunk = Int(address.block) / SpaceFormat.chunkBlocks
+    guard volume.group(chunk / SpaceFormat.chunksPerGroup).available > 0,
+      let slot = table.find(UInt64(volume.index) << 48 | UInt64(chunk)),
+      table.runLength(slot, at: Int(address.block) % SpaceFormat.chunkBlocks, limit: 1) == 1
+    else { return false }
+    take(BlockRun(address, 1))
+    return true
+  }
+
   /// Marks a run that a search found as reserved.
   func take(_ run: BlockRun) {
     let piece = firstPiece(run.address, run.count)
