@@ -169,7 +169,7 @@ def sustained(directory, quick):
     # The 16 disks write to 6.4 times the log, as it were 64 GiB with a log of the default size: how
     # near each other the homes of logged blocks are is what the pace of destaging hangs on.
     log, seconds = (256 * MIB, 10) if quick else (GIB, 60)
-    size, place = log * 2 // 5, directory / "blender-sustained"
+    size, place = log * 2 // 5, directory / "blender-rotating-sustained"
     running, figures, fill = [], {}, []
     try:
         for each, arguments in ((emulated.SluiceOn, {"log": log}), (emulated.RawOn, {})):
@@ -290,6 +290,6 @@ ALL = {
     "blender-rotating-uncached": blender_point("rotating-uncached", 10, False),
     "blender-flush-1ms": blender_point("flush-1ms", 1.7, True),
     "blender-round-trip": blender_point("round-trip-0.5ms", 1.7, True),
-    "blender-sustained": sustained,
+    "blender-rotating-sustained": sustained,
     "overwritten-read": overwritten_read,
 }

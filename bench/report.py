@@ -67,17 +67,39 @@ def contenders(result):
 
 
 def compared_points(result):
-    """Points that have IOPS of several servers, in the same columns."""
+    """Points that have figures of several servers or cases, in the same columns."""
     lines = []
     for name, point in result.get("points", {}).items():
-        series = point.get("iops")
-        if not isinstance(series, dict) or "sluice" not in series:
-            continue
-        for server, value in series.items():
-            ratio = point["ratio"].get(server) if server != "sluice" else None
-            lines.append(f"| {name}: {point['what']} | {server} | {number(value)} IOPS | "
-                         f"{ratio or ''} | | |")
+        title = f"{name}: {point.get('what', '')}"
+        for label, figure, ratio, cpu in figures_of(point):
+            lines.append(f"| {title} | {label} | {figure} | {ratio or ''} | | {cpu} |")
+            title = ""
     return lines
+
+
+def figures_of(point):
+    """(server or case, figure, Sluice's ratio to it, processor time) of one point."""
+    if "sluice" in point.get("iops", ()):
+        for server, value in point["iops"].items():
+            yield server, f"{number(value)} IOPS", point["ratio"].get(server), ""
+        if point.get("bare_durable_iops"):
+            yield ("16 bare durable writers", f"{number(point['bare_durable_iops'])} IOPS",
+                   point["to_bare"], "")
+    elif "fresh" in point.get("mb_s", ()):
+        for case, value in point["mb_s"].items():
+            share = value / point["mb_s"]["fresh"]
+            yield case, f"{number(value)} MB/s, {share:.2f} × fresh", None, ""
+    elif all("iops" in point.get(who, ()) for who in ("sluice", "raw")):
+        for server in ("sluice", "raw"):
+            ratio = point["ratio"] if server == "raw" else None
+            yield server, f"{number(point[server]['iops'])} IOPS", ratio, ""
+    for trace, one in point.items():
+        if not isinstance(one, dict) or "trace" not in one:
+            continue
+        for server, ratio in {"sluice": None, **one["ratio"]}.items():
+            figures = one[server]
+            yield (f"{trace}, {server}", f"{figures['seconds']:.2f} s", ratio,
+                   f"({figures['cpu_seconds']:.2f} s)")
 
 
 def goal_table(result):
