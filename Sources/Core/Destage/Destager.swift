@@ -393,17 +393,21 @@ package final class Destager {
     }
   }
 
-  /// The place behind the home of the block in front, if it is free, as `leavePlace` has left it, or
-  /// a large write that was overwritten before the map knew it: so a disk stays in one piece. Else
-  /// what comes next of the disk's run.
+  /// The place behind the home of the block in front, if it is free, as `leavePlace` has left it: so
+  /// a disk stays in one piece. Else what comes next of the disk's run.
   private func newHome(of key: IndexKey, _ layer: Layer) throws(SpaceWait) -> BlockAddress {
-    var front: BlockAddress?
-    if let last = batch.items.last, last.key.raw + 1 == key.raw {
-      front = last.target
-    } else if !relocateAll, key.block.raw > 0 {
-      front = try layer.ownHome(of: BlockIndex(key.block.raw - 1))
+    if layer.placesLeft > 0, key.block.raw > 0 {
+      var front: BlockAddress?
+      if let last = batch.items.last, last.key.raw + 1 == key.raw {
+        front = last.target
+      } else {
+        front = try layer.ownHome(of: BlockIndex(key.block.raw - 1))
+      }
+      if let front, pool.space.allocate(at: front + 1) {
+        layer.placesLeft -= 1
+        return front + 1
+      }
     }
-    if let front, pool.space.allocate(at: front + 1) { return front + 1 }
     let home = try pool.takeHome(layer)
     placedEnd = key.raw + 1
     return home

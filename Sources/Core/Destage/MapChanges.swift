@@ -48,10 +48,11 @@ extension Pool {
     return home
   }
 
-  /// Leaves the next place of the disk's run free.
+  /// Leaves the next place of the disk's run free, for the block that belongs there.
   func skipHome(_ layer: Layer) {
     guard let run = layer.run else { return }
     space.returnRun(BlockRun(run.address, 1))
+    layer.placesLeft += 1
     layer.lastHome = run.address
     layer.run = run.count > 1 ? BlockRun(run.address + 1, run.count - 1) : nil
   }

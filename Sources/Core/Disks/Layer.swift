@@ -69,6 +69,8 @@ package final class Layer {
   package var lastHome: BlockAddress?
   /// Length of the next run in blocks; grows while the disk keeps writing.
   package var runLength = 16
+  /// Places between homes that were left free for blocks of this layer; some may be lost to others.
+  package var placesLeft = 0
 
   init(slot: UInt32, object: ObjectID) {
     self.slot = slot
