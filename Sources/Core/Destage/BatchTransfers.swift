@@ -7,15 +7,16 @@
 // is no help either, or the log can't be read, the outcome is `refused`: all other transfers have ended,
 // and the rest is tried again once the device has had time to come back.
 
-final class BatchTransfers {
-  enum Outcome {
-    /// Other transfers are on their way.
-    case underWay
-    case done
-    /// A device refuses some. Of a scan's reads: none of them is to be used.
-    case refused
-  }
+/// What the end of one operation means for the work that it is part of.
+enum WorkOutcome {
+  /// Other parts of it are on their way.
+  case underWay
+  case done
+  /// A device refuses some of it.
+  case refused
+}
 
+final class BatchTransfers {
   private let pool: Pool
   private let batch: DestageBatch
   private let scan: LogScan
@@ -96,7 +97,8 @@ final class BatchTransfers {
   }
 
   /// A read from the log ended: check every block and lay it out where it will be written from.
-  func readCompleted(_ i: Int, error: Int32) -> Outcome {
+  /// `refused`, of a scan: none of its reads is to be used.
+  func readCompleted(_ i: Int, error: Int32) -> WorkOutcome {
     if error != 0 { pool.ioErrors += 1 }
     if scan.isActive {
       if error != 0 { hasFailed = true }
@@ -179,7 +181,7 @@ final class BatchTransfers {
   }
 
   /// A write to homes ended. One that fails is tried again, and then elsewhere.
-  func writeCompleted(_ i: Int, error: Int32) -> Outcome {
+  func writeCompleted(_ i: Int, error: Int32) -> WorkOutcome {
     if error != 0 {
       pool.ioErrors += 1
       batch.transfers[i].attempts += 1

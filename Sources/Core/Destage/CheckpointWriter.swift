@@ -3,13 +3,6 @@
 //     flush ─▶ flushCompleted ... ─▶ write ─▶ rootWritten ... ─▶ done
 
 final class CheckpointWriter {
-  enum Outcome {
-    /// Other volumes are still at it.
-    case underWay
-    case done
-    case refused
-  }
-
   private let pool: Pool
   private let memory: AlignedMemory
   private(set) var root = RootRecord()
@@ -24,7 +17,7 @@ final class CheckpointWriter {
   }
 
   /// Flushes all volumes. `done` when there is nothing to wait for.
-  func flush() -> Outcome {
+  func flush() -> WorkOutcome {
     outstanding = pool.configuration.volumes.count
     if pool.fault == .volumeNotFlushed { outstanding -= 1 }
     for v in 0..<outstanding { pool.ops.flush(.volume(v), owner: .volumeFlush, index: v) }
@@ -32,7 +25,7 @@ final class CheckpointWriter {
   }
 
   /// `refused`, once all have ended, when one failed: it has lost what it covered.
-  func flushCompleted(_ v: Int, error: Int32) -> Outcome {
+  func flushCompleted(_ v: Int, error: Int32) -> WorkOutcome {
     if error != 0 {
       pool.ioErrors += 1
       hasLostFlush = true
@@ -60,7 +53,7 @@ final class CheckpointWriter {
   }
 
   /// `refused` for each volume that refuses it: `retry` writes it there again.
-  func rootWritten(_ v: Int, error: Int32) -> Outcome {
+  func rootWritten(_ v: Int, error: Int32) -> WorkOutcome {
     if error != 0 {
       pool.ioErrors += 1
       refused.append(v)

@@ -44,6 +44,7 @@ package final class Destager {
   let batch = DestageBatch()
   private let scan: LogScan
   private let transfers: BatchTransfers
+  private var homes: HomePlacer
   private let nodes: NodeWriter
   private let reaper: Reaper
   private let checkpoint: CheckpointWriter
@@ -90,6 +91,7 @@ package final class Destager {
     reaper = Reaper(pool)
     nodes = NodeWriter(pool)
     scan = LogScan(pool, batch)
+    homes = HomePlacer(pool)
     transfers = BatchTransfers(pool, batch, scan)
     checkpoint = CheckpointWriter(pool)
   }
@@ -326,7 +328,7 @@ package final class Destager {
         return true
       }
       if entry.sequence > cut.sequence && pool.fault != .checkpointNotExactPrefix {
-        try leavePlace(for: entry)
+        try homes.leavePlace(for: entry)
         cursor = IndexKey(raw: entry.end)
         continue
       }
@@ -383,7 +385,7 @@ package final class Destager {
       if !relocateAll, let home = try layer.ownHome(of: entry.key.block) {
         item.target = home
       } else {
-        item.target = try newHome(of: entry.key, layer)
+        item.target = try homes.newHome(of: entry.key, layer, after: batch.items.last)
         item.isNew = true
       }
       visit(layer)
@@ -392,39 +394,6 @@ package final class Destager {
       cursor = IndexKey(raw: entry.end)
     }
   }
-
-  /// The place behind the home of the block in front, if it is free, as `leavePlace` has left it: so
-  /// a disk stays in one piece. Else what comes next of the disk's run.
-  private func newHome(of key: IndexKey, _ layer: Layer) throws(SpaceWait) -> BlockAddress {
-    if layer.placesLeft > 0, key.block.raw > 0 {
-      var front: BlockAddress?
-      if let last = batch.items.last, last.key.raw + 1 == key.raw {
-        front = last.target
-      } else {
-        front = try layer.ownHome(of: BlockIndex(key.block.raw - 1))
-      }
-      if let front, pool.space.allocate(at: front + 1) {
-        layer.placesLeft -= 1
-        return front + 1
-      }
-    }
-    let home = try pool.takeHome(layer)
-    placedEnd = key.raw + 1
-    return home
-  }
-
-  /// A block that was overwritten behind the cut gets its home in the next cycle: its place between
-  /// its neighbours is kept free until then.
-  private func leavePlace(for entry: IndexEntry) throws(SpaceWait) {
-    guard entry.kind == .log, entry.key.raw == placedEnd,
-      let layer = pool.layers[entry.key.slot], layer.map != nil,
-      try layer.ownHome(of: entry.key.block) == nil
-    else { return }
-    pool.skipHome(layer)
-    placedEnd += 1
-  }
-  /// The key behind the last block that was given the next place of its disk's run.
-  private var placedEnd: UInt64 = 0
 
   private func visit(_ layer: Layer) {
     guard !layer.isVisited else { return }
@@ -730,7 +699,7 @@ package final class Destager {
   package func nodeWriteCompleted(_ token: Int, error: Int32) {
     switch nodes.completed(token, error: error) {
     case .refused: waitForDevice()
-    case .halfDone: break
+    case .underWay: break
     case .done:
       if !nodes.hasRefused { stalledSince = .max }
       nodeWork += 1

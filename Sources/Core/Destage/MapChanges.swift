@@ -1,7 +1,7 @@
-// What destaging changes of a layer: where its blocks live, what its map says of that, and what the
-// catalog's record says of the map.
+// What destaging changes of a layer: what its map says of its blocks' homes, and what the catalog's
+// record says of the map.
 //
-//     takeHome ─▶ assign, removeSome ─▶ payOwed ─▶ (the map's nodes are written) ─▶ record
+//     assign, removeSome ─▶ payOwed ─▶ (the map's nodes are written) ─▶ record
 //
 // A layer that has its parent's map so far gets a delta with its first change (Space/DiskMap.swift);
 // folding it into a map of its own is in Fold.swift.
@@ -28,34 +28,6 @@ extension Layer {
 extension Pool {
   /// Runs of a hole that one step makes in a layer with a delta.
   private static let holeStep = 64
-
-  /// A new home for one block, out of the disk's run.
-  func takeHome(_ layer: Layer) throws(SpaceWait) -> BlockAddress {
-    if layer.run == nil {
-      let near = layer.lastHome.map { $0 + 1 }
-      guard
-        let run = try space.allocateRun(
-          near: near, want: layer.runLength, minimum: 1, promised: true)
-      else { throw .noSpace }
-      layer.run = run
-      layer.runLength = min(layer.runLength * 2, 4096)
-    }
-    let home = layer.run!.address
-    layer.lastHome = home
-    layer.run!.count -= 1
-    layer.run!.address = home + 1
-    if layer.run!.count == 0 { layer.run = nil }
-    return home
-  }
-
-  /// Leaves the next place of the disk's run free, for the block that belongs there.
-  func skipHome(_ layer: Layer) {
-    guard let run = layer.run else { return }
-    space.returnRun(BlockRun(run.address, 1))
-    layer.placesLeft += 1
-    layer.lastHome = run.address
-    layer.run = run.count > 1 ? BlockRun(run.address + 1, run.count - 1) : nil
-  }
 
   /// Maps `count` blocks, born now, to `address` and on.
   func assign(

@@ -1,13 +1,5 @@
 /// Writes dirty nodes to both of their places, children before parents.
 final class NodeWriter {
-  enum Outcome {
-    /// The device refused a copy; `retry` issues it again.
-    case refused
-    /// One of the two copies is still on its way, or refused.
-    case halfDone
-    case done
-  }
-
   private struct Write {
     var node: NodeWrite
     var copiesLeft = 2
@@ -56,7 +48,7 @@ final class NodeWriter {
       memory: node.memory, owner: .nodeWrite, index: token)
   }
 
-  func completed(_ token: Int, error: Int32) -> Outcome {
+  func completed(_ token: Int, error: Int32) -> WorkOutcome {
     if error != 0 {
       pool.ioErrors += 1
       refused.append(token)
@@ -68,7 +60,7 @@ final class NodeWriter {
     }
     write.copiesLeft -= 1
     writes[place] = write
-    guard write.copiesLeft == 0 else { return .halfDone }
+    guard write.copiesLeft == 0 else { return .underWay }
     pool.store.writebackDone(write.node)
     writes[place] = nil
     freePlaces.append(place)

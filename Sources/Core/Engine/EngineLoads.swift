@@ -12,10 +12,7 @@ extension Engine {
   func startLoad(_ pointer: NodePointer) {
     switch pool.store.beginLoad(pointer) {
     case .started(let load):
-      let index = nodeLoads.firstIndex { $0 == nil } ?? nodeLoads.count
-      if index == nodeLoads.count { nodeLoads.append(nil) }
-      nodeLoads[index] = NodeLoadState(load: load, copy: 0)
-      issueNodeRead(index)
+      issueNodeRead(nodeLoads.place(NodeLoadState(load: load, copy: 0)))
     case .present, .damaged: loadEnded = true
     case .noMemory: awaitMemory()
     case .alreadyLoading: break
@@ -57,9 +54,7 @@ extension Engine {
     let address = bad == 0 ? load.pointer.first : load.pointer.second
     let memory = AlignedMemory(bytes: blockSize)
     memory.base.copyMemory(from: load.memory, byteCount: blockSize)
-    let index = heals.firstIndex { $0 == nil } ?? heals.count
-    if index == heals.count { heals.append(nil) }
-    heals[index] = memory
+    let index = heals.place(memory)
     pool.ops.issue(
       .write, .volume(address.volume), offset: address.byteOffset, length: UInt64(blockSize),
       memory: memory.base, owner: .nodeHeal, index: index)

@@ -22,7 +22,7 @@ final class SpaceKeeper {
       pool.paths.hit(.punched)
       pool.ops.issue(
         .discard, range.device, offset: range.offset, length: range.length, memory: nil,
-        owner: .punch, index: Self.place(range, in: &punches))
+        owner: .punch, index: punches.place(range))
     }
     guard !isBacking else { return nil }
     if now >= checked + Self.recheck {
@@ -46,7 +46,7 @@ final class SpaceKeeper {
     guard !backing.contains(where: { $0 == range }) else { return }
     pool.ops.issue(
       .allocate, range.device, offset: range.offset, length: range.length, memory: nil,
-      owner: .backing, index: Self.place(range, in: &backing))
+      owner: .backing, index: backing.place(range))
   }
 
   func backingCompleted(_ index: Int, error: Int32) {
@@ -63,14 +63,5 @@ final class SpaceKeeper {
     guard let range = punches[index] else { return }
     punches[index] = nil
     pool.space.punchDone(range, error: error)
-  }
-
-  private static func place(_ range: DeviceRange, in ranges: inout [DeviceRange?]) -> Int {
-    if let index = ranges.firstIndex(where: { $0 == nil }) {
-      ranges[index] = range
-      return index
-    }
-    ranges.append(range)
-    return ranges.count - 1
   }
 }
