@@ -13,6 +13,8 @@ from meter import Meter
 HIGH_MARK = 0.6
 # Fill may differ by so much of the log between the ends of a window.
 TOLERANCE = 0.05
+# Seconds without a write from which Sluice destages, whatever its log's fill, and a little more.
+IDLE = 2.3
 
 # What makes the devices of each class, for servers in a directory.
 DEVICES = {"local": lambda directory: servers.LOCAL}
@@ -209,6 +211,27 @@ class FillWatch(threading.Thread):
             "fill_high": max(fills), "within_tolerance": max(fills) - min(fills) <= 2 * TOLERANCE}
 
 
+def unsettled(stage, server, row, side):
+    """A run while what a burst has left in the log still goes home: on a disk that was filled just
+    before, overwritten at random, and then left alone until idle destaging has begun."""
+    server.settle()
+    fresh, jobs = stage.jobs(server, side)
+    (name, target, _), = jobs
+    loads.write_all([target], stage.sizes.single)
+    loads.fio([(name, target, ["--rw=randwrite", "--bs=4k", "--iodepth=32",
+                               f"--size={stage.sizes.single}", "--time_based",
+                               f"--runtime={stage.sizes.seconds}"])], 600)
+    time.sleep(IDLE)
+    meter = Meter(server)
+    report = loads.figures(loads.fio(jobs, 600))
+    cost = meter.each(report["operations"], report["bytes"])
+    server.settle()
+    for each in fresh:
+        server.drop(each)
+    # What goes home meanwhile is not these operations' cost.
+    return finish(row, report, {key: cost[key] for key in ("foreign_percent", "stolen_percent")})
+
+
 def amplification(stage, server, row, side):
     """Everything that one pass of random writes brings to the devices."""
     server.settle()
@@ -224,7 +247,7 @@ def amplification(stage, server, row, side):
 
 
 KINDS = {"burst": burst, "cold": cold, "cached": cached, "window": window,
-         "amplification": amplification}
+         "unsettled": unsettled, "amplification": amplification}
 
 
 def medians(series):

@@ -39,7 +39,7 @@ class Row:
     # How it was measured, one sentence for the documentation.
     how: str
     # "burst": from an empty log, until all is at home. "window": at constant log fill. "cold",
-    # "cached": reads. "amplification": bytes to devices.
+    # "cached": reads. "unsettled": beside destaging. "amplification": bytes to devices.
     kind: str = "burst"
     ours: str = "sluice"
     device: str = "local"
@@ -136,6 +136,10 @@ def local(sizes):
         Row("read1", "4K random read QD1, cold", "iops",
             alike([*read, "--iodepth=1", *region, *timed], (*PEERS, "bare")),
             (*(at_least(1, name) for name in PEERS), cheap()), "likewise", kind="cold"),
+        unsettled("unsettled-read1", "4K random read QD1 while a burst goes home",
+                  [*read, "--iodepth=1", *region, *timed]),
+        unsettled("unsettled-sync1", "4K random write + flush at QD1 while a burst goes home",
+                  [*write, "--iodepth=1", *SYNCED, *region, *timed]),
         Row("cached32", "4K random read QD32, cached", "iops",
             alike([*read, "--iodepth=32", f"--size={sizes.cached}", "--norandommap", *timed],
                   ("nbdkit-file", *NULLS)), (at_least(0.8, "null"),),
@@ -163,6 +167,15 @@ def local(sizes):
             "returned, metadata included; counted by the kernel for Sluice's process",
             kind="amplification"),
     ]
+
+
+def unsettled(name, title, work):
+    servers = ("sluice", "raw", "nbdkit-file")
+    return Row(
+        name, title, "iops", {server: Side(server, tuple(work), fresh="disk") for server in servers},
+        (at_least(1, "raw"), at_least(1, "nbdkit-file")),
+        "a new disk is filled, overwritten at random at QD32 for some seconds and left alone for two; "
+        "what Sluice's log holds of it then goes home beside this load", kind="unsettled")
 
 
 def sequential():

@@ -120,19 +120,77 @@ struct EngineDestageTests {
     pool.run { pool.replies[1 << 40] != nil }
     #expect(isDone(pool.control(.flush)))
 
+    let reads = scan(pool, count: count) { block in
+      pattern(late.contains(block) ? block + 10_000 : block, 4096)
+    }
+    // 50 pieces, the map's leaves, and here and there the end of a run.
+    #expect(reads < 150)
+  }
+
+  /// Reads the first `count` blocks by 60 and compares them; how often that read from devices.
+  private func scan(
+    _ pool: MemoryPool, count: UInt64, expected: (UInt64) -> [UInt8]
+  ) -> Int {
     pool.restart()
     let reader = pool.open("a")
-    #expect(pool.io(.read, reader, 0, 4096).data == pattern(0, 4096))
+    #expect(pool.io(.read, reader, 0, 4096).data == expected(0))
     let before = pool.deviceReads
     for first in stride(from: 0, to: count, by: 60) {
       let data = pool.io(.read, reader, first << 12, 60 << 12).data
       for block in first..<first + 60 {
-        let seed = late.contains(block) ? block + 10_000 : block
         let at = Int(block - first) << 12
-        #expect(Array(data[at..<at + 4096]) == pattern(seed, 4096), "block \(block)")
+        #expect(Array(data[at..<at + 4096]) == expected(block), "block \(block)")
       }
     }
-    // 50 pieces, the map's leaves, and here and there the end of a run.
-    #expect(pool.deviceReads - before < 150)
+    return pool.deviceReads - before
+  }
+
+  @Test("What is overwritten of a large write that no map has yet stays between its neighbours")
+  func overwrittenLargeWrite() {
+    let pool = makePool()
+    let disk = makeDisk(pool)
+    let count: UInt64 = 3840
+    for block in stride(from: 0, to: count, by: 64) {
+      let data = pattern(block, 256 << 10)
+      #expect(pool.io(.write, disk, block << 12, data.count, data: data).status == .ok)
+    }
+    for block in 1..<count where block % 5 == 3 {
+      let data = pattern(block + 10_000, 4096)
+      #expect(pool.io(.write, disk, block << 12, 4096, data: data).status == .ok)
+    }
+    #expect(isDone(pool.control(.flush)))
+    let reads = scan(pool, count: count) { block in
+      if block % 5 == 3 { return pattern(block + 10_000, 4096) }
+      let first = block / 64 * 64
+      let at = Int(block - first) << 12
+      return Array(pattern(first, 256 << 10)[at..<at + 4096])
+    }
+    // 64 pieces, which a read of 60 blocks cuts once more, and the map's leaves.
+    #expect(reads < 200)
+  }
+
+  @Test("Destaging that nobody waits for makes way while there are requests")
+  func makesWay() {
+    let pool = makePool()
+    let disk = makeDisk(pool)
+    scatter(pool, disk, count: 1200)
+    // It begins after two seconds, and takes its time.
+    pool.delay = { $0.kind == .read && $0.device.raw == 0 ? 200_000_000 : 0 }
+    pool.run { !pool.engine.destager.isIdle }
+    #expect(pool.engine.destager.window == Destager.wideWindow)
+    let unlogged = UInt64(32 << 20)
+    for _ in 0..<3 {
+      #expect(pool.io(.read, disk, unlogged, 4096).status == .ok)
+      pool.turn()
+      #expect(pool.engine.destager.window == Destager.trickle)
+    }
+    for _ in 0..<60 { pool.turn() }
+    #expect(pool.engine.destager.window == Destager.wideWindow)
+    // Somebody waits.
+    pool.engine.control(.flush, token: 1 << 40)
+    #expect(pool.io(.read, disk, unlogged, 4096).status == .ok)
+    pool.turn()
+    #expect(pool.engine.destager.window == Destager.narrowWindow)
+    pool.run { pool.replies[1 << 40] != nil }
   }
 }

@@ -59,13 +59,14 @@ package final class Destager {
   private var visited: [Layer] = []
   private var durableGoal: FrameSequence = 0
 
-  /// Transfers in flight at most: few while clients write, for theirs wait behind them in the
+  /// Transfers in flight at most: few while there are requests, for they wait behind them in the
   /// devices' queues.
   package var window = Destager.wideWindow {
     didSet { transfers.window = window }
   }
   package static let wideWindow = 64
   package static let narrowWindow = 12
+  package static let trickle = 2
 
   /// Set while homes must not be overwritten: log frames up to the cut are not durable in the log
   /// (a flush of it failed), but will be at home.

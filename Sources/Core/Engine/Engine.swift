@@ -66,6 +66,9 @@ package final class Engine: BlockEngine {
   let latency: LatencyMonitor
   private var started: UInt64 = 0
   private var lastWrite: UInt64 = 0
+  /// The last turn with requests of clients, and whether this one has any.
+  private var lastRequest: UInt64 = 0
+  private var hasRequests = false
   var probeAt: UInt64 = .max
   /// Since when the log takes nothing; `.max` while it does.
   var logBrokenSince: UInt64 = .max
@@ -125,6 +128,7 @@ package final class Engine: BlockEngine {
     guard requests.used < pool.configuration.requestSlots, let slot = requests.take(request) else {
       return false
     }
+    hasRequests = true
     requests[slot].state = .waiting
     latency.accept(slot)
     begin(slot)
@@ -193,6 +197,8 @@ package final class Engine: BlockEngine {
   private static let pause: UInt64 = 1_000_000
   /// An idle log gets its closing watermark after this time (nanoseconds).
   private static let idleDelay: UInt64 = 5_000_000
+  /// Nobody asks for anything when no request has come for so long.
+  private static let quietDelay: UInt64 = 50_000_000
   /// Destaging starts when nothing was written for so long, whatever the log's fill.
   private static let idleDestageDelay: UInt64 = 2_000_000_000
 
@@ -201,6 +207,10 @@ package final class Engine: BlockEngine {
     self.wallClock = wallClock
     observe(now: now)
     if started == 0 { started = now }
+    if hasRequests {
+      lastRequest = now
+      hasRequests = false
+    }
     guard failure == nil, !isStopped else { return }
     if let recovery { return stepRecovery(recovery) }
     pool.log.advance()
@@ -330,8 +340,7 @@ package final class Engine: BlockEngine {
     // A wait that nothing is on its way to end, say for a slot of the cache, is tried again.
     if pool.ops.inFlight == 0 { destagerBlocked = false }
     guard !destager.isIdle, !destagerBlocked else { return }
-    let isUrgent = fill >= Pacing.mark - 100 || now >= lastWrite + Self.idleDelay
-    destager.window = isUrgent ? Destager.wideWindow : Destager.narrowWindow
+    destager.window = destageWindow
     let cyclesBefore = destager.cycles
     destager.retryFailed(now: now)
     let (wait, again) = destager.step(now: now, wallClock: wallClock)
@@ -362,12 +371,23 @@ package final class Engine: BlockEngine {
     if destager.cycles != cyclesBefore { cycleEnded() }
   }
 
-  private var shouldDestage: Bool {
+  private var shouldDestage: Bool { needsDestaging || now >= lastWrite + Self.idleDestageDelay }
+
+  /// Whether somebody or something waits for what a cycle brings, or soon will.
+  private var needsDestaging: Bool {
     fill >= 400 || flushGoals > 0 || !spaceWaiters.isEmpty
       || pool.catalog.pendingCount >= Catalog.overlayLimit / 2
       || pool.catalog.deletedObjects > 0 || pool.log.freeSegments < 4
-      || pool.frozen.count >= Self.manyFrozen
-      || now >= lastWrite + Self.idleDestageDelay || epochs.count > 64
+      || pool.frozen.count >= Self.manyFrozen || epochs.count > 64
+  }
+
+  /// How many transfers destaging may have under way: requests wait behind them in the devices'
+  /// queues, so few while there are any, and hardly one while nothing waits for destaging.
+  private var destageWindow: Int {
+    if fill >= Pacing.mark - 100 || now >= lastRequest + Self.quietDelay {
+      return Destager.wideWindow
+    }
+    return needsDestaging ? Destager.narrowWindow : Destager.trickle
   }
 
   /// Frozen layers from which on a cycle starts, so that reads have few to look in.

@@ -308,37 +308,82 @@ extension ChunkTable {
     return best
   }
 
-  /// Looks for a run within start ..< end; true when it is as long as wanted.
+  /// Looks for a run within start ..< end; true when it is as long as wanted. A word takes a few
+  /// instructions, however many runs it has, unless one of them is longer than what was found so far.
   private func scan(
     _ slot: Int, _ start: Int, _ end: Int, _ want: Int, _ best: inout (start: Int, count: Int)
   ) -> Bool {
     let backed = backed(slot)
     var at = start
-    var runStart = start
+    /// Of the run that reaches up to `at`.
     var run = 0
     while at < end {
       let bit = at & 63
-      let word = (freeWord(slot, at >> 6) & backedMask(backed, at >> 6)) >> UInt64(bit)
       let left = min(64 - bit, end - at)
-      var used = 0
-      while used < left {
-        let rest = word >> UInt64(used)
-        let ones = min((~rest).trailingZeroBitCount, left - used)
-        if ones > 0 {
-          if run == 0 { runStart = at + used }
-          run += ones
-          used += ones
-          if run > best.count { best = (runStart, min(run, want)) }
-          if run >= want { return true }
+      let word = freeBits(slot, backed, at, left)
+      let ones = (~word).trailingZeroBitCount
+      let joined = run + ones
+      if joined > best.count { best = (at - run, min(joined, want)) }
+      if joined >= want { return true }
+      if ones >= left {
+        run = joined
+      } else {
+        if holdsRun(word, longerThan: best.count) {
+          if scanWord(word, at, want, &best) { return true }
         }
-        if used < left {
-          run = 0
-          let zeros = (word >> UInt64(used)).trailingZeroBitCount
-          used += min(zeros, left - used)
-        }
+        run = (~(word << UInt64(64 - left))).leadingZeroBitCount
       }
       at += left
     }
     return false
+  }
+
+  /// The free backed blocks among `count` from `at` on, all in one word; `at` is bit 0.
+  @inline(__always) private func freeBits(
+    _ slot: Int, _ backed: UnsafeMutablePointer<UInt64>, _ at: Int, _ count: Int
+  ) -> UInt64 {
+    let word = (freeWord(slot, at >> 6) & backedMask(backed, at >> 6)) >> UInt64(at & 63)
+    return count == 64 ? word : word & ((1 << UInt64(count)) - 1)
+  }
+
+  /// Whether a word has more than `count` ones in a row.
+  @inline(__always) private func holdsRun(_ word: UInt64, longerThan count: Int) -> Bool {
+    guard count < 64 else { return false }
+    // A bit stays where `length` ones in a row start.
+    var starts = word
+    var length = 1
+    while starts != 0, length <= count {
+      let step = min(length, count + 1 - length)
+      starts &= starts >> UInt64(step)
+      length += step
+    }
+    return starts != 0
+  }
+
+  /// Looks for a run within one word, whose bit 0 is block `at`.
+  private func scanWord(
+    _ word: UInt64, _ at: Int, _ want: Int, _ best: inout (start: Int, count: Int)
+  ) -> Bool {
+    var rest = word
+    var bit = 0
+    while rest != 0 {
+      let zeros = rest.trailingZeroBitCount
+      bit += zeros
+      rest >>= UInt64(zeros)
+      let ones = (~rest).trailingZeroBitCount
+      if ones > best.count { best = (at + bit, min(ones, want)) }
+      if ones >= want { return true }
+      bit += ones
+      rest = ones == 64 ? 0 : rest >> UInt64(ones)
+    }
+    return false
+  }
+
+  /// The first free backed blocks at or behind `from`, going round to the chunk's start, at most
+  /// `limit`. Count 0: nothing is free.
+  func firstRun(_ slot: Int, from: Int, limit: Int) -> (start: Int, count: Int) {
+    let found = findRun(slot, from: from, want: 1)
+    guard found.count > 0 else { return found }
+    return (found.start, runLength(slot, at: found.start, limit: limit))
   }
 }

@@ -8,7 +8,9 @@
 // minimum. For the minimum every group that may serve is tried, so that no space stays unfound.
 //
 // Data keeps away from chunks that hold metadata nodes as long as the group has others, metadata
-// seeks them: nodes stay close together.
+// seeks them: nodes stay close together. Nodes are single blocks, so metadata takes the next free ones
+// of a chunk, however few they are in one place: to look for longer runs would mean a search through
+// the group for each few nodes, where space is in pieces.
 
 extension SpaceMap {
   /// What a search is for.
@@ -165,13 +167,12 @@ extension SpaceMap {
       if exact >= search.minimum {
         return BlockRun(near, exact)
       }
-      let found = table.findRun(slot, from: at, want: search.want)
-      if found.count >= min(search.want, max(search.minimum, search.want / 4)) {
-        return run(volume, chunk, found)
-      }
+      let found = find(slot, from: at, search)
+      if found.count >= enough(search) { return run(volume, chunk, found) }
     }
-    guard volume.group(g).bound >= search.minimum else { return nil }
+    // Of metadata's chunks that is what they have in all, in whatever pieces.
     let target = max(search.minimum, search.want / 4)
+    guard search.forMetadata || volume.group(g).bound >= target else { return nil }
     return try searchGroup(
       volume, g, startChunk: chunk % SpaceFormat.chunksPerGroup, target: target, search
     ).run
@@ -199,9 +200,11 @@ extension SpaceMap {
           longest = max(longest, Int(table.infos[slot].available))
           continue
         }
-        let found = table.findRun(slot, from: 0, want: search.want)
+        let found = find(slot, from: 0, search)
         longest = max(longest, found.count)
-        if found.count >= search.want { return (run(volume, chunk, found), longest, isPartial) }
+        if found.count >= search.want || search.forMetadata && found.count > 0 {
+          return (run(volume, chunk, found), longest, isPartial)
+        }
         if found.count >= target && found.count > best?.count ?? 0 {
           best = run(volume, chunk, found)
         }
@@ -209,6 +212,18 @@ extension SpaceMap {
       if best != nil { break }
     }
     return (best, longest, isPartial)
+  }
+
+  /// What a chunk has for a search.
+  private func find(_ slot: Int, from: Int, _ search: RunSearch) -> (start: Int, count: Int) {
+    search.forMetadata
+      ? table.firstRun(slot, from: from, limit: search.want)
+      : table.findRun(slot, from: from, want: search.want)
+  }
+
+  /// How long a run must be for its place behind what came before.
+  private func enough(_ search: RunSearch) -> Int {
+    search.forMetadata ? 1 : min(search.want, max(search.minimum, search.want / 4))
   }
 
   /// The first sweep over a group: data in chunks without metadata, metadata in chunks with it.
