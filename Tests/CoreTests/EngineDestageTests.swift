@@ -173,7 +173,7 @@ struct EngineDestageTests {
   func makesWay() {
     let pool = makePool()
     let disk = makeDisk(pool)
-    scatter(pool, disk, count: 1200)
+    scatter(pool, disk, count: 2400)
     // It begins after two seconds, and takes its time.
     pool.delay = { $0.kind == .read && $0.device.raw == 0 ? 200_000_000 : 0 }
     pool.run { !pool.engine.destager.isIdle }
@@ -186,6 +186,14 @@ struct EngineDestageTests {
     }
     for _ in 0..<60 { pool.turn() }
     #expect(pool.engine.destager.window == Destager.wideWindow)
+    // It rests beside writes, but for the batch that it is at.
+    pool.delay = { _ in 0 }
+    let destager = pool.engine.destager
+    for turn in 0..<60 {
+      let before = destager.progress
+      #expect(pool.io(.write, disk, unlogged, 4096, data: pattern(1, 4096)).status == .ok)
+      if turn > 50 { #expect(!destager.isIdle && destager.progress == before) }
+    }
     // Somebody waits.
     pool.engine.control(.flush, token: 1 << 40)
     #expect(pool.io(.read, disk, unlogged, 4096).status == .ok)

@@ -67,6 +67,8 @@ package final class Destager {
   package static let wideWindow = 64
   package static let narrowWindow = 12
   package static let trickle = 2
+  /// The cycle begins no batch.
+  package var rests = false
 
   /// Set while homes must not be overwritten: log frames up to the cut are not durable in the log
   /// (a flush of it failed), but will be at home.
@@ -158,6 +160,8 @@ package final class Destager {
     try pool.payOwed()
     switch phase {
     case .idle: return false
+    case .scan where rests && batch.items.isEmpty, .sweep where rests && batch.items.isEmpty:
+      return false
     case .begin: return begin()
     case .structural: return try applyStructural()
     case .scan: return try scanLog()

@@ -341,6 +341,8 @@ package final class Engine: BlockEngine {
     if pool.ops.inFlight == 0 { destagerBlocked = false }
     guard !destager.isIdle, !destagerBlocked else { return }
     destager.window = destageWindow
+    // Frames would wait for each block that a flush finds on its way to the device.
+    destager.rests = !needsDestaging && now < lastWrite + Self.quietDelay && !isStopping
     let cyclesBefore = destager.cycles
     destager.retryFailed(now: now)
     let (wait, again) = destager.step(now: now, wallClock: wallClock)
