@@ -222,9 +222,15 @@ def unsettled(stage, server, row, side):
                                f"--size={stage.sizes.single}", "--time_based",
                                f"--runtime={stage.sizes.seconds}"])], 600)
     time.sleep(IDLE)
+    is_ours = isinstance(server, servers.Sluice)
+    left = server.status()["destage"]["backlog_bytes"] if is_ours else None
+    if left == 0:
+        raise RuntimeError("all is at home before the run begins: nothing is unsettled")
     meter = Meter(server)
     report = loads.figures(loads.fio(jobs, 600))
     cost = meter.each(report["operations"], report["bytes"])
+    if is_ours:
+        report["backlog"] = [left, server.status()["destage"]["backlog_bytes"]]
     server.settle()
     for each in fresh:
         server.drop(each)

@@ -165,7 +165,7 @@ struct EngineDestageTests {
       let at = Int(block - first) << 12
       return Array(pattern(first, 256 << 10)[at..<at + 4096])
     }
-    // 64 pieces, which a read of 60 blocks cuts once more, and the map's leaves.
+    // 60 pieces, cut once more by reads of 60 blocks, and the map's leaves.
     #expect(reads < 200)
   }
 
@@ -186,6 +186,18 @@ struct EngineDestageTests {
     }
     for _ in 0..<60 { pool.turn() }
     #expect(pool.engine.destager.window == Destager.wideWindow)
+    // A read that takes long counts for as long as it takes.
+    let logged = AlignedMemory(bytes: 4096)
+    let isTaken = pool.engine.submit(
+      BlockRequest(
+        operation: .read, disk: disk, offset: 0, length: 4096, memory: logged.base, token: 1 << 41))
+    #expect(isTaken)
+    for _ in 0..<150 {
+      pool.turn()
+      #expect(pool.engine.destager.window == Destager.trickle)
+    }
+    for _ in 0..<150 { pool.turn() }
+    #expect(pool.engine.destager.window == Destager.wideWindow)
     // It rests beside writes, but for the batch that it is at.
     pool.delay = { _ in 0 }
     let destager = pool.engine.destager
@@ -198,7 +210,10 @@ struct EngineDestageTests {
     pool.engine.control(.flush, token: 1 << 40)
     #expect(pool.io(.read, disk, unlogged, 4096).status == .ok)
     pool.turn()
-    #expect(pool.engine.destager.window == Destager.narrowWindow)
-    pool.run { pool.replies[1 << 40] != nil }
+    #expect(destager.window == Destager.narrowWindow)
+    for _ in 0..<200 where pool.replies[1 << 40] == nil {
+      #expect(pool.io(.write, disk, unlogged, 4096, data: pattern(1, 4096)).status == .ok)
+    }
+    #expect(pool.replies[1 << 40] != nil, "a cycle that somebody waits for never ends")
   }
 }

@@ -20,6 +20,7 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case partialWrite
   case partialWriteWaited
   case throttled
+  case destagingRested
   case logFull
   case checksumRetry
   case rootCompleted

@@ -62,12 +62,16 @@ package final class Destager {
   /// Transfers in flight at most: few while there are requests, for they wait behind them in the
   /// devices' queues.
   package var window = Destager.wideWindow {
-    didSet { transfers.window = window }
+    didSet {
+      transfers.window = window
+      // Times say something of a device only with its queue in use.
+      if window < Self.narrowWindow { (readBegan, readsDone, writeBegan) = (nil, 0, nil) }
+    }
   }
   package static let wideWindow = 64
   package static let narrowWindow = 12
   package static let trickle = 2
-  /// The cycle begins no batch.
+  /// The cycle moves no further blocks, nor does it map large writes, but for the batch that it is at.
   package var rests = false
 
   /// Set while homes must not be overwritten: log frames up to the cut are not durable in the log
@@ -161,6 +165,7 @@ package final class Destager {
     switch phase {
     case .idle: return false
     case .scan where rests && batch.items.isEmpty, .sweep where rests && batch.items.isEmpty:
+      pool.paths.hit(.destagingRested)
       return false
     case .begin: return begin()
     case .structural: return try applyStructural()
@@ -451,7 +456,7 @@ package final class Destager {
 
   private func read() {
     phase = .reading
-    readBegan = scan.isActive ? nil : now
+    readBegan = scan.isActive || window < Self.narrowWindow ? nil : now
     transfers.read()
   }
   /// When the batch's reads were begun, until they have been measured; and how many have ended.
@@ -488,7 +493,7 @@ package final class Destager {
 
   private func write() {
     phase = .writing
-    writeBegan = now
+    writeBegan = window < Self.narrowWindow ? nil : now
     transfers.write()
   }
 

@@ -207,6 +207,8 @@ package final class Pool {
   package func insert(_ entry: IndexEntry, _ layer: Layer) {
     let displaced = index.insert(entry)
     if entry.kind != .zero { layer.loggedBlocks += 1 }
+    // A large write's home that no map has yet: its place is there for what has overwritten it.
+    if entry.kind == .log { layer.placesLeft += displaced.homes }
     account(displaced, layer)
   }
 

@@ -52,7 +52,6 @@ package final class Engine: BlockEngine {
   let ahead = ReadAhead()
   /// The job whose structural records are on their way; others wait for it.
   var structuralJob: ControlJob?
-  var flushWanted = false
   var pendingEpochs: [Epoch] = []
   /// The epoch could not be opened in recovery because the log was full.
   var wasOpenedLate = false
@@ -66,9 +65,11 @@ package final class Engine: BlockEngine {
   let latency: LatencyMonitor
   private var started: UInt64 = 0
   private var lastWrite: UInt64 = 0
-  /// The last turn with requests of clients, and whether this one has any.
+  /// The last turn with requests, new ones or under way, and whether this one has new ones.
   private var lastRequest: UInt64 = 0
   private var hasRequests = false
+  /// When the cycle that is under way first rested.
+  private var restBegan: UInt64?
   var probeAt: UInt64 = .max
   /// Since when the log takes nothing; `.max` while it does.
   var logBrokenSince: UInt64 = .max
@@ -97,7 +98,8 @@ package final class Engine: BlockEngine {
   var homesToFree = RingQueue<(sequence: FrameSequence, home: BlockRun)>(capacity: 64)
   /// A mark that a planted fault makes count with the next structural record only.
   var lateMark: (snapshot: ObjectID, disk: ObjectID)?
-  var flushGoals = 0
+  /// Jobs that wait for the end of a cycle.
+  var cycleAwaiters = 0
   var edgeMemory: [UnsafeMutableRawPointer] = []
   let edgeArena: AlignedMemory
 
@@ -199,6 +201,8 @@ package final class Engine: BlockEngine {
   private static let idleDelay: UInt64 = 5_000_000
   /// Nobody asks for anything when no request has come for so long.
   private static let quietDelay: UInt64 = 50_000_000
+  /// What a cycle has done so far counts at its end only, so it does not rest any more after this time.
+  private static let longestRest: UInt64 = 10_000_000_000
   /// Destaging starts when nothing was written for so long, whatever the log's fill.
   private static let idleDestageDelay: UInt64 = 2_000_000_000
 
@@ -207,7 +211,7 @@ package final class Engine: BlockEngine {
     self.wallClock = wallClock
     observe(now: now)
     if started == 0 { started = now }
-    if hasRequests {
+    if hasRequests || requests.used > 0 {
       lastRequest = now
       hasRequests = false
     }
@@ -341,8 +345,7 @@ package final class Engine: BlockEngine {
     if pool.ops.inFlight == 0 { destagerBlocked = false }
     guard !destager.isIdle, !destagerBlocked else { return }
     destager.window = destageWindow
-    // Frames would wait for each block that a flush finds on its way to the device.
-    destager.rests = !needsDestaging && now < lastWrite + Self.quietDelay && !isStopping
+    destager.rests = mayRest()
     let cyclesBefore = destager.cycles
     destager.retryFailed(now: now)
     let (wait, again) = destager.step(now: now, wallClock: wallClock)
@@ -377,7 +380,7 @@ package final class Engine: BlockEngine {
 
   /// Whether somebody or something waits for what a cycle brings, or soon will.
   private var needsDestaging: Bool {
-    fill >= 400 || flushGoals > 0 || !spaceWaiters.isEmpty
+    fill >= 400 || cycleAwaiters > 0 || !spaceWaiters.isEmpty
       || pool.catalog.pendingCount >= Catalog.overlayLimit / 2
       || pool.catalog.deletedObjects > 0 || pool.log.freeSegments < 4
       || pool.frozen.count >= Self.manyFrozen || epochs.count > 64
@@ -395,7 +398,19 @@ package final class Engine: BlockEngine {
   /// Frozen layers from which on a cycle starts, so that reads have few to look in.
   private static let manyFrozen = 16
 
+  /// Whether the cycle makes way for writes: a flush of the log waits for what its device has taken
+  /// before. Nobody waits for the cycle, and it is not for long.
+  private func mayRest() -> Bool {
+    guard !destager.isIdle, !needsDestaging,
+      now < lastWrite + Self.quietDelay || !pool.log.isQuiet
+    else { return false }
+    let began = restBegan ?? now
+    restBegan = began
+    return now < began + Self.longestRest
+  }
+
   private func cycleEnded() {
+    restBegan = nil
     pruneEpochs()
     logAge.forget(upTo: pool.root.cutSequence)
     wakeSpaceWaiters()

@@ -31,6 +31,14 @@ final class ControlJob {
     self.token = token
   }
 
+  /// Whether it waits for the end of a destaging cycle.
+  var awaitsCycle: Bool {
+    switch request {
+    case .flush, .addVolume: true
+    default: false
+    }
+  }
+
   var mayRunWhileStopping: Bool {
     switch request {
     case .stop, .status: true
@@ -45,8 +53,9 @@ extension Engine {
       if let disk = pool.disks.resolve(handle), disk.connections > 0 { disk.connections -= 1 }
       return reply(token, .done)
     }
-    jobs.append(ControlJob(request, token: token))
-    if case .flush = request { flushGoals += 1 }
+    let job = ControlJob(request, token: token)
+    jobs.append(job)
+    if job.awaitsCycle { cycleAwaiters += 1 }
   }
 
   func runJobs() {
@@ -55,18 +64,15 @@ extension Engine {
     for job in jobs where !job.isWaiting && !job.isDone {
       do throws(SpaceWait) {
         guard let answer = try run(job) else { continue }
-        if case .flush = job.request { flushGoals -= 1 }
         if structuralJob === job { structuralJob = nil }
         resume(job)
-        reply(job.token, answer)
-        job.isDone = true
+        end(job, answer)
         finished = true
       } catch {
         switch error {
         case .node(let pointer): startLoad(pointer)
         case .damaged:
-          reply(job.token, .failed(.ioError("metadata is damaged")))
-          job.isDone = true
+          end(job, .failed(.ioError("metadata is damaged")))
           finished = true
         case .memory: awaitMemory()
         case .backing, .noSpace: break
@@ -74,6 +80,12 @@ extension Engine {
       }
     }
     if finished { jobs.removeAll { $0.isDone } }
+  }
+
+  private func end(_ job: ControlJob, _ answer: ControlReply) {
+    if job.awaitsCycle { cycleAwaiters -= 1 }
+    reply(job.token, answer)
+    job.isDone = true
   }
 
   /// The answer, or nil when the job must wait for something that is under way.
@@ -447,10 +459,7 @@ extension Engine {
     _ job: ControlJob, _ device: DeviceIndex, _ uuid: UUIDBytes, _ description: DeviceDescription
   ) -> ControlReply? {
     if job.stage == 0 {
-      guard destager.isIdle else {
-        flushWanted = true
-        return nil
-      }
+      guard destager.isIdle else { return nil }
       let index = pool.configuration.volumes.count
       guard device == .volume(index) else {
         return .failed(.badName("the volume is not the next one of the pool"))

@@ -287,8 +287,6 @@ extension Engine {
     }
     pool.index.displacedHome = { [unowned self] entry in
       freeHome(BlockRun(BlockAddress(raw: entry.location), 1))
-      // What has overwritten the block finds it free when it gets its own home.
-      pool.layers[entry.key.slot]?.placesLeft += 1
     }
   }
 

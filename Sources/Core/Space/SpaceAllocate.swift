@@ -173,9 +173,12 @@ extension SpaceMap {
     // Of metadata's chunks that is what they have in all, in whatever pieces.
     let target = max(search.minimum, search.want / 4)
     guard search.forMetadata || volume.group(g).bound >= target else { return nil }
-    return try searchGroup(
-      volume, g, startChunk: chunk % SpaceFormat.chunksPerGroup, target: target, search
-    ).run
+    let found = try searchGroup(
+      volume, g, startChunk: chunk % SpaceFormat.chunksPerGroup, target: target, search)
+    if found.run == nil, !found.isPartial {
+      volume.updateGroup(g) { $0.bound = min(found.longest, target - 1) }
+    }
+    return found.run
   }
 
   /// A run of at least `target` blocks in a group, if possible of `want`; or how long the longest
