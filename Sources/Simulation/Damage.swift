@@ -85,14 +85,16 @@ package struct LogWatch {
     return pick(frames[covered - back], &random)
   }
 
-  /// A block of a frame that is durable but not covered, and when it became durable.
+  /// A block of a frame that is durable but not covered, and when it became durable; and the blocks of
+  /// this frame and of those behind it.
   package func uncoveredBlock(
     _ random: inout SeededRandom
-  ) -> (block: UInt64, tick: WriteTable.Tick)? {
+  ) -> (block: UInt64, tick: WriteTable.Tick, tail: [UInt64])? {
     let open = frames.indices.filter { $0 >= covered && frames[$0].isDone }
     guard !open.isEmpty else { return nil }
-    let frame = frames[random.pick(open)]
-    return (pick(frame, &random), frame.tick)
+    let index = random.pick(open)
+    let frame = frames[index]
+    return (pick(frame, &random), frame.tick, frames[index...].flatMap { Array($0.blocks) })
   }
 
   private func pick(_ frame: Frame, _ random: inout SeededRandom) -> UInt64 {
@@ -105,6 +107,7 @@ package struct LogWatch {
 extension Simulation {
   /// Follows the log's frames where the profile flips bits there.
   func watchIssue(_ op: DeviceOp, slot: Int) {
+    if op.device != .log, op.kind == .write { lastHomeWriteAt = table.tick() }
     guard op.device == .log, op.kind == .writeDurable, pool.plan.planted == nil else { return }
     let first = op.offset >> blockShift
     logWatch.issued(slot: slot, blocks: first..<(first + op.length >> blockShift))
@@ -142,6 +145,17 @@ extension Simulation {
     let memory = AlignedMemory(bytes: blockSize)
     device.readDurable(block: block, into: memory.base)
     return isZeroBlock(memory.base)
+  }
+
+  /// What lost frames held may be home already, where a map that does not know of it expects what was
+  /// there before: reading it is an I/O error.
+  private func hurtHomes(of tail: [UInt64]) {
+    let memory = AlignedMemory(bytes: blockSize)
+    for block in tail {
+      for owner in stampOwners(pool.devices[0], block, memory) {
+        damage.hurt(owner.version, sector: owner.sector)
+      }
+    }
   }
 
   /// Data of a client that is stored on a volume.
@@ -187,13 +201,14 @@ extension Simulation {
   func flipTail() {
     guard profile.flipTailOneIn > 0, crashes > 0 else { return }
     guard crashRandom.oneIn(profile.flipTailOneIn),
-      let (block, tick) = logWatch.uncoveredBlock(&faultRandom), tick > lastChangeAt,
+      let (block, tick, tail) = logWatch.uncoveredBlock(&faultRandom), tick > lastChangeAt,
       !isZero(pool.devices[0], block)
     else {
       table.raiseDurable(to: table.tick())
       return forgetUnacknowledged(false)
     }
     if !flip(pool.devices[0], block: block, dataOnly: false) { damage.mayRefuseToOpen = true }
+    if lastHomeWriteAt > tick { hurtHomes(of: tail) }
     harness[.flippedTail] += 1
     table.raiseDurable(to: tick)
     forgetUnacknowledged(true)

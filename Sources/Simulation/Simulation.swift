@@ -94,6 +94,8 @@ package final class Simulation {
   var startedAt: WriteTable.Tick = 0
   /// When a change of the catalog was confirmed last.
   var lastChangeAt: WriteTable.Tick = 0
+  /// When a volume was last written to without being asked for durability, as homes are.
+  var lastHomeWriteAt: WriteTable.Tick = 0
 
   var rarePaths = RarePathCounters()
   var harness = HarnessCounters()

@@ -196,6 +196,8 @@ package final class Engine: BlockEngine {
     return at
   }
 
+  /// The fill from which on room in the log matters more than what single requests take.
+  private static let nearlyFull = 800
   private static let pause: UInt64 = 1_000_000
   /// An idle log gets its closing watermark after this time (nanoseconds).
   private static let idleDelay: UInt64 = 5_000_000
@@ -389,7 +391,7 @@ package final class Engine: BlockEngine {
   /// How many transfers destaging may have under way: requests wait behind them in the devices'
   /// queues, so few while there are any, and hardly one while nothing waits for destaging.
   private var destageWindow: Int {
-    if fill >= Pacing.mark - 100 || now >= lastRequest + Self.quietDelay {
+    if fill >= Self.nearlyFull || now >= lastRequest + Self.quietDelay {
       return Destager.wideWindow
     }
     return needsDestaging ? Destager.narrowWindow : Destager.trickle
