@@ -48,7 +48,7 @@ def options():
     parser.add_argument("--rows", default="quick" if QUICK else "all",
                         help="rows of the table, or none")
     parser.add_argument("--servers", default=QUICK_SERVERS if QUICK else "all")
-    parser.add_argument("--growth", default="disks,pool,log" if QUICK else "all",
+    parser.add_argument("--growth", default="disks,log" if QUICK else "all",
                         help="parts of the cost as work grows, or none")
     parser.add_argument("--points", default="with-peers",
                         help="timed points; the default is those beside peers")
