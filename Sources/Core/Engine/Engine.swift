@@ -403,9 +403,9 @@ package final class Engine: BlockEngine {
   /// Whether the cycle makes way for writes: a flush of the log waits for what its device has taken
   /// before. Nobody waits for the cycle, and it is not for long.
   private func mayRest() -> Bool {
-    guard !destager.isIdle, !needsDestaging,
-      now < lastWrite + Self.quietDelay || !pool.log.isQuiet
-    else { return false }
+    guard !needsDestaging, now < lastWrite + Self.quietDelay || !pool.log.isQuiet else {
+      return false
+    }
     let began = restBegan ?? now
     restBegan = began
     return now < began + Self.longestRest
