@@ -5,10 +5,11 @@ import Testing
 /// What destaging tells back-pressure of its work, and how it fits its batches to the log's device.
 @Suite("Destaging's work")
 struct EngineDestageTests {
-  private func makePool(scans: Bool = false) -> MemoryPool {
+  private func makePool(scans: Bool = false, portion: UInt64? = nil) -> MemoryPool {
     MemoryPool(logMiB: 64, volumesMiB: [160]) {
       $0.cacheBytes = 16 << 20
       $0.alwaysScans = scans
+      $0.cyclePortion = portion
     }
   }
 
@@ -169,6 +170,42 @@ struct EngineDestageTests {
     #expect(reads < 200)
   }
 
+  @Test("For room in the log alone a cycle takes a part of it; the rest is replayed")
+  func partOfTheLog() {
+    let pool = makePool(portion: 1 << 20)
+    let disk = makeDisk(pool)
+    let count: UInt64 = 3660
+    func fill(_ round: UInt64) {
+      for i in 0..<count {
+        let block = i * 617 % count
+        let data = pattern(block + round, 4096)
+        #expect(pool.io(.write, disk, block << 12, 4096, data: data).status == .ok)
+      }
+    }
+    #expect(isDone(pool.control(.holdDestage(true))))
+    fill(0)
+    #expect(isDone(pool.control(.holdDestage(false))))
+    #expect(isDone(pool.control(.flush)))
+    let destager = pool.engine.destager
+    let (cycles, blocks) = (destager.cycles, destager.destagedBlocks)
+
+    #expect(isDone(pool.control(.holdDestage(true))))
+    fill(1)
+    #expect(pool.engine.fill > 450)
+    #expect(isDone(pool.control(.holdDestage(false))))
+    pool.run { pool.engine.fill < 400 && destager.isIdle }
+    let parts = destager.cycles - cycles
+    #expect(parts > 1 && destager.destagedBlocks < blocks + count / 2)
+    #expect(pool.engine.rarePaths[.partOfLogDestaged] >= parts && pool.engine.fill > 300)
+    // The rest is still in the log.
+    #expect(scan(pool, count: count) { pattern($0 + 1, 4096) } > count / 2)
+
+    // Somebody waits for all of it.
+    #expect(isDone(pool.control(.flush)))
+    #expect(pool.engine.destager.cycles == 1 && !pool.engine.destager.hasWork)
+    #expect(scan(pool, count: count) { pattern($0 + 1, 4096) } < 150)
+  }
+
   @Test("Destaging that nobody waits for makes way while there are requests")
   func makesWay() {
     let pool = makePool()
@@ -198,7 +235,7 @@ struct EngineDestageTests {
     }
     for _ in 0..<150 { pool.turn() }
     #expect(pool.engine.destager.window == Destager.wideWindow)
-    // It rests beside writes, but for the batch that it is at.
+    // It rests beside requests, but for the batch that it is at.
     pool.delay = { _ in 0 }
     let destager = pool.engine.destager
     for turn in 0..<60 {

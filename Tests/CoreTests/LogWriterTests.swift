@@ -36,8 +36,15 @@ struct LogWriterTests {
     return sent
   }
 
-  private func end(_ frames: [DeviceOp]) {
-    for frame in frames { log.frameCompleted(ops.completed(frame.token).index, error: 0) }
+  private func end(_ sent: [DeviceOp]) {
+    for op in sent {
+      let (owner, index) = ops.completed(op.token)
+      if owner == .summary {
+        log.summaryCompleted(error: 0)
+      } else {
+        log.frameCompleted(index, error: 0)
+      }
+    }
     log.advance()
     while let frame = log.nextToApply() { log.applied(frame) }
   }
@@ -68,6 +75,32 @@ struct LogWriterTests {
     #expect(seal().isEmpty)
     end(sent)
     #expect(seal().count == 1)
+  }
+
+  @Test("A cut is behind the end of a segment, and covers what is asked for")
+  func cuts() {
+    #expect(log.cut(behind: 1).sequence == 0)
+    var ends: [LogCut] = []
+    while ends.count < 3 {
+      let before = log.appliedCut
+      end(write(100))
+      let last = log.appliedCut
+      #expect(last.sequence == before.sequence + 1 && last.chain != before.chain)
+      if log.geometry.segment(of: last.position - 1) > ends.count { ends.append(before) }
+    }
+    let segment = log.geometry.segmentSize
+    func cut(_ bytes: UInt64) -> FrameSequence { log.cut(behind: bytes).sequence }
+    #expect(cut(1) == ends[0].sequence && cut(ends[0].position) == ends[0].sequence)
+    #expect(cut(segment) == ends[1].sequence, "a segment's end is not quite full")
+    #expect(cut(2 * segment) == ends[2].sequence)
+    #expect(cut(3 * segment) == log.appliedSequence, "all that there is")
+    let first = log.cut(behind: 1)
+    #expect(first.position == ends[0].position && first.chain == ends[0].chain && first.epoch == 1)
+    // Room is counted from what is still needed.
+    log.release(upTo: first.position)
+    #expect(cut(1) == ends[1].sequence)
+    log.release(upTo: log.appliedPosition)
+    #expect(cut(1) == log.appliedSequence)
   }
 
   @Test("A large frame waits for nothing")

@@ -7,9 +7,11 @@ struct PacingTests {
   private static let log: UInt64 = 1 << 30
 
   private func earn(
-    _ pacing: inout Pacing, upTo progress: UInt64, remaining: Int, fill: Int = 700
+    _ pacing: inout Pacing, upTo progress: UInt64, remaining: Int, fill: Int = 700,
+    frees: UInt64 = Self.log * 7 / 10
   ) {
-    pacing.earn(progress: progress, remaining: remaining, fill: fill, capacity: Self.log)
+    pacing.earn(
+      progress: progress, remaining: remaining, fill: fill, frees: frees, capacity: Self.log)
   }
 
   @Test func nothingWithoutProgress() {
@@ -41,6 +43,38 @@ struct PacingTests {
     }
     let room = Int(Self.log) / 4
     #expect(letIn > room * 9 / 10 && letIn < room * 11 / 10, "\(letIn) of \(room) bytes")
+  }
+
+  /// Writers that take all that they are given, and cycles that free a tenth each: the fill goes up by
+  /// a tenth and down again, about the same middle.
+  @Test(arguments: [600, 700, 850])
+  func smallCyclesKeepTheFill(_ start: Int) {
+    var pacing = Pacing()
+    _ = pacing.begin()
+    let tenth = Self.log / 10
+    let steps = 1000
+    var used = Self.log / 1000 * UInt64(start)
+    for cycle in 1...20 {
+      var letIn = [0, 0]
+      for step in 1...steps {
+        var fill: Int { Int(used * 1000 / Self.log) }
+        earn(
+          &pacing, upTo: UInt64(cycle * steps + step), remaining: steps - step, fill: fill,
+          frees: tenth)
+        if fill >= Pacing.mark { _ = pacing.begin() }
+        while fill < Pacing.mark || pacing.hasCredit {
+          pacing.spend(8192)
+          used += 8192
+          letIn[step * 2 / (steps + 1)] += 8192
+        }
+        if cycle > 5 { #expect((640...760).contains(fill)) }
+      }
+      used -= tenth
+      pacing.cycleEnded()
+      if cycle > 5 {
+        #expect(letIn[0] > letIn[1] * 8 / 10 && letIn[1] > letIn[0] * 8 / 10, "\(letIn)")
+      }
+    }
   }
 
   @Test func aPauseEarnsNoBurst() {

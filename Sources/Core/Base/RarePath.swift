@@ -21,6 +21,7 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case partialWriteWaited
   case throttled
   case destagingRested
+  case partOfLogDestaged
   case logFull
   case checksumRetry
   case rootCompleted

@@ -7,10 +7,11 @@
 //       │                              (which a scan of the log may begin)      │
 //       └── finish ◀─ root ◀─ flushVolumes ◀─ logDurable ◀─ nodes ◀─ commit ◀──┘
 //
-// A cycle has a cut C, the last frame that counted when it began. It applies exactly the records
-// at or before C (R17): first the structural ones, in order; then it destages the layers that marks
-// at or before C have ended, in the order of the marks, each of which makes its snapshot final (R12);
-// then it sweeps the log index once in key order and moves every entry whose sequence is <= C. An
+// A cycle has a cut C, the last frame that counted when it began, or an earlier one where only room in
+// the log is wanted (CyclePortion.swift). It applies exactly the records at or before C (R17): first the
+// structural ones, in order; then it destages the layers that marks at or before C have ended, in the
+// order of the marks, each of which makes its snapshot final (R12); then it sweeps the log index
+// once in key order and moves every entry whose sequence is <= C. An
 // entry with a later sequence has replaced what was there: it is left for the next cycle (absorbed),
 // which is right because it is durable before the root is written (`logDurable`) and will be replayed.
 // Where homes can be written quickly in any order, most of the rest is moved before that sweep, in
@@ -28,19 +29,12 @@ package final class Destager {
     case commit, nodes, logDurable, flushVolumes, root, finish
   }
 
-  /// What the cycle applies: all records up to a frame, the last that counted when it began.
-  private struct Cut {
-    var sequence: FrameSequence = 0
-    /// In the log, of the frame behind it.
-    var position: UInt64 = 0
-    /// The frame's header checksum, and its epoch.
-    var chain: UInt32 = 0
-    var epoch: UInt64 = 0
-  }
-
   private let pool: Pool
   private var phase = Phase.idle
-  private var cut = Cut()
+  /// The cycle applies all records up to here.
+  private var cut = LogCut()
+  private var portion = CyclePortion()
+  private var isForRoom = false
   let batch = DestageBatch()
   private let scan: LogScan
   private let transfers: BatchTransfers
@@ -120,6 +114,12 @@ package final class Destager {
   }
   private var workAtStart = 0
   private var blockWorkAtStart: UInt64 = 0
+  private var nodeWorkAtStart: UInt64 = 0
+  private var blocksAtStart: UInt64 = 0
+  /// Given in this cycle.
+  private var firstHomes: UInt64 = 0
+  /// What of the log the cycle will have freed at its end; in bytes, about.
+  package private(set) var freedAtEnd: UInt64 = 0
 
   /// Whether there is anything that a cycle would do.
   package var hasWork: Bool {
@@ -128,10 +128,12 @@ package final class Destager {
       || pool.log.appliedDataSequence > pool.root.cutSequence
   }
 
-  /// Starts a cycle with what counts now.
-  package func start() {
+  /// Starts a cycle with what counts now; with a part of it, where that is worth it, if all that is
+  /// wanted is room in the log.
+  package func start(forRoom: Bool = false) {
     guard isIdle, !isHeld else { return }
     phase = .begin
+    isForRoom = forRoom
   }
 
   // MARK: The cycle
@@ -185,10 +187,9 @@ package final class Destager {
   }
 
   private func begin() -> Bool {
-    if durableGoal == 0 {
-      cut = Cut(
-        sequence: pool.log.appliedSequence, position: pool.log.appliedPosition,
-        chain: pool.log.appliedChain, epoch: pool.log.appliedEpoch)
+    // What is not durable in the log and has to go home must be in the cut, all of it.
+    if durableGoal == 0 || relocateAll {
+      cut = chooseCut()
       durableGoal = cut.sequence
       if !relocateAll, pool.log.durableSequence < durableGoal { pool.log.requestSync() }
     }
@@ -198,10 +199,21 @@ package final class Destager {
     while let layer = visited.popLast() { layer.isVisited = false }
     batch.clear()
     scan.finish()
-    workAtStart = 3 * pool.index.blocksLogged
-    blockWorkAtStart = blockWork
+    let tail = pool.log.geometry.start(ofSegment: pool.log.tailSegment)
+    freedAtEnd = cut.position - min(tail, cut.position)
+    let share = Double(freedAtEnd) / Double(max(pool.log.usedBytes, 1))
+    workAtStart = Int(Double(3 * pool.index.blocksLogged) * min(share, 1))
+    (blockWorkAtStart, nodeWorkAtStart, blocksAtStart) = (blockWork, nodeWork, destagedBlocks)
+    firstHomes = 0
     phase = .structural
     return true
+  }
+
+  private func chooseCut() -> LogCut {
+    guard isForRoom, !relocateAll else { return pool.log.appliedCut }
+    if let fixed = pool.configuration.cyclePortion { return pool.log.cut(behind: fixed) }
+    if writeTimes.areSlow { return pool.log.appliedCut }
+    return pool.log.cut(behind: portion.bytes(of: pool.log.geometry.capacity))
   }
 
   private func applyStructural() throws(SpaceWait) -> Bool {
@@ -397,6 +409,7 @@ package final class Destager {
       } else {
         item.target = try homes.newHome(of: entry.key, layer, after: batch.items.last)
         item.isNew = true
+        firstHomes += 1
       }
       visit(layer)
       batch.items.append(item)
@@ -798,6 +811,10 @@ package final class Destager {
     pool.store.beginCheckpoint(pool.root.checkpoint + 1)
     relocateAll = false
     cycles += 1
+    portion.note(
+      blocks: destagedBlocks - blocksAtStart, firstHomes: firstHomes,
+      nodes: nodeWork - nodeWorkAtStart)
+    if cut.sequence < pool.log.appliedSequence, isForRoom { pool.paths.hit(.partOfLogDestaged) }
     if pool.fault == .birthByCheckpoint { pool.nextInstant += 1 }
     for place in 0..<pool.disks.placeCount {
       if let disk = pool.disks.at(place: place) { pool.unloadIfIdle(disk) }

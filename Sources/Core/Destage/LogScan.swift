@@ -59,7 +59,7 @@ final class LogScan {
 
   private var isWorthIt: Bool {
     // Of the metadata there are two copies.
-    pool.index.blocksLogged * Self.leastTaken >= Int((end - position) >> blockShift)
+    pool.index.blocksLogged * Self.leastTaken >= Int(pool.log.usedBytes >> blockShift)
       && pool.space.metadata / 2 <= pool.store.dirtyLimit
   }
 
@@ -196,6 +196,8 @@ struct HomeWriteTimes {
   private var nextScan: UInt64 = 0
   private var pause = Self.pause.lowerBound
 
+  /// Even in the order of homes.
+  var areSlow: Bool { inOrder >= Self.quick && inOrder < .max }
   func allowScan(cycle: UInt64) -> Bool { inOrder < Self.quick && cycle >= nextScan }
 
   /// A batch of so many writes took so many nanoseconds.

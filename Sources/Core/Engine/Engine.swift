@@ -342,7 +342,9 @@ package final class Engine: BlockEngine {
 
   private func stepDestager() {
     destagerAgain = false
-    if destager.isIdle, destager.hasWork, !destager.isHeld, shouldDestage { destager.start() }
+    if destager.isIdle, destager.hasWork, !destager.isHeld, shouldDestage {
+      destager.start(forRoom: needsRoom && !needsCycle)
+    }
     // A wait that nothing is on its way to end, say for a slot of the cache, is tried again.
     if pool.ops.inFlight == 0 { destagerBlocked = false }
     guard !destager.isIdle, !destagerBlocked else { return }
@@ -354,7 +356,7 @@ package final class Engine: BlockEngine {
     destagerAgain = again
     pacing.earn(
       progress: destager.progress, remaining: destager.remainingWork, fill: fill,
-      capacity: pool.log.geometry.capacity)
+      frees: destager.freedAtEnd, capacity: pool.log.geometry.capacity)
     if let wait {
       switch wait {
       case .node(let pointer):
@@ -381,10 +383,15 @@ package final class Engine: BlockEngine {
   private var shouldDestage: Bool { needsDestaging || now >= lastWrite + Self.idleDestageDelay }
 
   /// Whether somebody or something waits for what a cycle brings, or soon will.
-  private var needsDestaging: Bool {
-    fill >= 400 || cycleAwaiters > 0 || !spaceWaiters.isEmpty
+  private var needsDestaging: Bool { needsRoom || needsCycle }
+
+  private var needsRoom: Bool { fill >= 400 || pool.log.freeSegments < 4 }
+
+  /// Whether it takes a cycle of all that the log holds.
+  private var needsCycle: Bool {
+    cycleAwaiters > 0 || !spaceWaiters.isEmpty
       || pool.catalog.pendingCount >= Catalog.overlayLimit / 2
-      || pool.catalog.deletedObjects > 0 || pool.log.freeSegments < 4
+      || pool.catalog.deletedObjects > 0
       || pool.frozen.count >= Self.manyFrozen || epochs.count > 64
   }
 
@@ -400,12 +407,10 @@ package final class Engine: BlockEngine {
   /// Frozen layers from which on a cycle starts, so that reads have few to look in.
   private static let manyFrozen = 16
 
-  /// Whether the cycle makes way for writes: a flush of the log waits for what its device has taken
-  /// before. Nobody waits for the cycle, and it is not for long.
+  /// Whether the cycle makes way for requests: reads wait behind its transfers, and a flush of the log
+  /// for what its device has taken before. Nobody waits for the cycle, and it is not for long.
   private func mayRest() -> Bool {
-    guard !needsDestaging, now < lastWrite + Self.quietDelay || !pool.log.isQuiet else {
-      return false
-    }
+    guard !needsDestaging, now < lastRequest + Self.quietDelay else { return false }
     let began = restBegan ?? now
     restBegan = began
     return now < began + Self.longestRest

@@ -4,8 +4,11 @@
 struct Pacing {
   /// The mark, in thousandths of the log.
   static let mark = 600
-  /// The rest of the log is kept for the end of a cycle.
+  /// How full the log may be at a cycle's end: the rest is kept for that.
   private static let end = 950
+  /// How full it is halfway through a cycle that frees a small part of it, when as much is let in as
+  /// it frees.
+  private static let middle = 700
   /// In bytes: what a burst may take that comes after a pause.
   private static let mostCredit: Int64 = 8 << 20
 
@@ -28,8 +31,11 @@ struct Pacing {
   mutating func spend(_ bytes: Int) { credit -= Int64(bytes) }
 
   /// `progress`: what destaging has done since it was made, in its units of work; `remaining`: what
-  /// its cycle has still to do. `fill` in thousandths of `capacity`, which is in bytes.
-  mutating func earn(progress: UInt64, remaining: Int, fill: Int, capacity: UInt64) {
+  /// its cycle has still to do, and `frees` what of the log it will free, in bytes. `fill` in thousandths
+  /// of `capacity`, which is in bytes.
+  mutating func earn(
+    progress: UInt64, remaining: Int, fill: Int, frees: UInt64, capacity: UInt64
+  ) {
     let done = progress &- lastProgress
     lastProgress = progress
     guard done > 0 else { return }
@@ -38,7 +44,8 @@ struct Pacing {
       credit = 0
       return
     }
-    let room = Int64(max(Self.end - fill, 5)) * Int64(capacity) / 1000
+    let end = min(Self.end, Self.middle + Int(frees * 500 / capacity))
+    let room = Int64(max(end - fill, 5)) * Int64(capacity) / 1000
     credit = min(credit + Int64(done) * room / Int64(max(remaining, 64)), Self.mostCredit)
   }
 

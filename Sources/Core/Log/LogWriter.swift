@@ -26,6 +26,16 @@ package struct LogWriterState: Sendable {
   package var instant: Instant = 1
 }
 
+/// A place between two frames: the state of the log behind the last frame in front of it.
+package struct LogCut: Sendable {
+  package var sequence: FrameSequence = 0
+  /// Where the next frame may begin at the earliest.
+  package var position: UInt64 = 0
+  /// The last frame's header checksum, and its epoch.
+  package var chain: UInt32 = 0
+  package var epoch: UInt64 = 0
+}
+
 package final class LogWriter {
   package static let maximumInFlight = 4
   /// Nanoseconds between a frame and one that is sent beside it: what a quick device takes for one,
@@ -87,6 +97,8 @@ package final class LogWriter {
   private var line = RingQueue<Int>(capacity: 16)
   private var open: Frame?
   private var summary: SummaryWriter
+  /// Behind the last frame of each segment that counts as a whole, but for those found by recovery.
+  private var segmentEnds = RingQueue<LogCut>(capacity: 64)
 
   package private(set) var state: LogWriterState
   /// The first segment whose content is still needed.
@@ -204,6 +216,27 @@ package final class LogWriter {
       return
     }
     tailSegment = segment
+    while let end = segmentEnds.first(), end.position <= position { _ = segmentEnds.pop() }
+  }
+
+  // MARK: Cuts
+
+  /// Behind all frames that count.
+  package var appliedCut: LogCut {
+    LogCut(
+      sequence: appliedSequence, position: appliedPosition, chain: appliedChain,
+      epoch: appliedEpoch)
+  }
+
+  /// The first end of a segment behind `bytes` or more of what is needed of the log; behind all that
+  /// counts where there is none.
+  package func cut(behind bytes: UInt64) -> LogCut {
+    let tail = geometry.start(ofSegment: tailSegment)
+    for i in 0..<segmentEnds.count {
+      let end = segmentEnds.at(i)
+      if end.position >= tail + bytes { return end }
+    }
+    return appliedCut
   }
 
   // MARK: Room
@@ -497,6 +530,9 @@ package final class LogWriter {
   package func applied(_ frame: Frame) {
     let index = line.pop()
     invariant(index == frame.index, "frames are applied out of order")
+    if geometry.start(ofSegment: geometry.segment(of: frame.position)) == frame.position {
+      segmentEnds.push(appliedCut)
+    }
     appliedSequence = frame.sequence
     if let gap = frame.gapBefore, spacing.note(clock &- frame.sent, behind: gap, now: clock) {
       paths.hit(.gapTrial)

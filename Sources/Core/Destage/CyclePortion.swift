@@ -1,0 +1,44 @@
+/// How much of the log a cycle takes when all that is wanted is room in it.
+///
+/// Log space comes back at a cycle's end. A cycle of all that the log holds brings it back at once after
+/// a long time, and the log's fill, and with it the pace of writers, goes up and down. With a part at
+/// a time, the oldest first, both stay nearly as they are; and what is overwritten while it waits for
+/// its turn never has to go home. But there are three reasons to take all:
+///
+/// * First homes are given in the order of a disk's blocks. What the log holds of a disk should get
+///   them in one sweep, so that it lies in one piece.
+/// * Where the devices' heads must move, the more blocks there are the nearer they lie to each other.
+/// * A cycle writes each node of the maps once that it has changed, however many blocks the node is
+///   changed for: the less a cycle takes, the more nodes for each block.
+struct CyclePortion {
+  /// In thousandths of the log.
+  static let shares = 100...1000
+  /// A cycle of less than this would be mostly its end, which waits for the devices several times.
+  private static let leastBytes: UInt64 = 64 << 20
+  /// Blocks for each node written: with fewer than the one a cycle takes more next time, with
+  /// more than the other less.
+  private static let blocksPerNode: ClosedRange<UInt64> = 16...64
+  /// Cycles of fewer blocks say nothing.
+  private static let measured: UInt64 = 4096
+
+  /// When more than one block in so many got a first home, the next cycle takes all.
+  private static let blocksPerFirstHome: UInt64 = 16
+
+  private var share = Self.shares.lowerBound
+  private var givesFirstHomes = false
+
+  func bytes(of capacity: UInt64) -> UInt64 {
+    givesFirstHomes ? capacity : max(capacity / 1000 * UInt64(share), Self.leastBytes)
+  }
+
+  /// A cycle has brought so many blocks home, some of them to first homes, and written so many nodes.
+  mutating func note(blocks: UInt64, firstHomes: UInt64, nodes: UInt64) {
+    guard blocks >= Self.measured else { return }
+    givesFirstHomes = firstHomes * Self.blocksPerFirstHome > blocks
+    if nodes * Self.blocksPerNode.lowerBound > blocks {
+      share = min(share * 2, Self.shares.upperBound)
+    } else if nodes * Self.blocksPerNode.upperBound < blocks {
+      share = max(share / 2, Self.shares.lowerBound)
+    }
+  }
+}
