@@ -497,7 +497,7 @@ extension Profile {
     plan.planted = planted
     plan.deltaNodes = [0, 1, 64, 64][Int(seed % 4)]
     plan.alwaysScans = seed % 5 == 2
-    plan.cyclePortion = seed % 3 == 0 ? (1 + seed / 3 % 8) << 20 : nil
+    plan.dividesLog = seed % 3 == 0
     plan.logGap = seed % 7 == 3 ? 1 + Int(seed / 7 * 29 % 128) : nil
     return plan
   }

@@ -23,8 +23,8 @@ package struct PoolPlan: Sendable {
   /// Blocks that stay free behind each frame of the log; nil: as the engine finds out.
   package var logGap: Int?
   package var alwaysScans = false
-  /// Bytes of the log that a cycle takes when only room is wanted; nil: as the engine finds out.
-  package var cyclePortion: UInt64?
+  /// Cycles may take a small part of the log.
+  package var dividesLog = false
 
   package init(seed: UInt64, log: DevicePlan, volumes: [DevicePlan]) {
     self.seed = seed

@@ -325,6 +325,6 @@ extension SimulatedPool {
       + "cache \(plan.cacheBytes >> 10)K, durability \(plan.durability), deltas of \(plan.deltaNodes) nodes"
       + (plan.logGap.map { ", log gaps of \($0) blocks" } ?? "")
       + (plan.alwaysScans ? ", scans of the log" : "")
-      + (plan.cyclePortion.map { ", cycles of \($0 >> 20)M" } ?? "")
+      + (plan.dividesLog ? ", cycles of parts" : "")
   }
 }

@@ -72,7 +72,7 @@ extension SimulatedSystem {
       configuration.deltaNodes = pool.plan.deltaNodes
       configuration.logGap = pool.plan.logGap
       configuration.alwaysScans = pool.plan.alwaysScans
-      configuration.cyclePortion = pool.plan.cyclePortion
+      if pool.plan.dividesLog { configuration.leastCyclePortion = 1 << 20 }
       return Engine(configuration)
     },
     label: { pool, device in

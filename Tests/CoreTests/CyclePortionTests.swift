@@ -11,7 +11,7 @@ struct CyclePortionTests {
   }
 
   @Test func littleWhereFewNodesAreWritten() {
-    var portion = CyclePortion()
+    var portion = CyclePortion(least: 64 << 20)
     #expect(share(portion) == 100)
     portion.note(blocks: 100_000, firstHomes: 0, nodes: 1_000)
     #expect(share(portion) == 100)
@@ -19,13 +19,13 @@ struct CyclePortionTests {
   }
 
   @Test func moreWhereNodesAreMany() {
-    var portion = CyclePortion()
+    var portion = CyclePortion(least: 64 << 20)
     for expected in [200, 400, 800, 1000, 1000] as [UInt64] {
       portion.note(blocks: 100_000, firstHomes: 0, nodes: 10_000)
       #expect(share(portion) == expected)
     }
     // Neither many nor few.
-    portion.note(blocks: 100_000, firstHomes: 0, nodes: 3_000)
+    portion.note(blocks: 100_000, firstHomes: 0, nodes: 4_000)
     #expect(share(portion) == 1000)
     for expected in [500, 250, 125, 100] as [UInt64] {
       portion.note(blocks: 100_000, firstHomes: 0, nodes: 1_000)
@@ -34,7 +34,7 @@ struct CyclePortionTests {
   }
 
   @Test func allWhereManyGetFirstHomes() {
-    var portion = CyclePortion()
+    var portion = CyclePortion(least: 64 << 20)
     portion.note(blocks: 16_000, firstHomes: 1_000, nodes: 1)
     #expect(share(portion) == 100)
     portion.note(blocks: 16_000, firstHomes: 1_001, nodes: 1)
@@ -44,7 +44,7 @@ struct CyclePortionTests {
   }
 
   @Test func smallCyclesSayNothing() {
-    var portion = CyclePortion()
+    var portion = CyclePortion(least: 64 << 20)
     portion.note(blocks: 100, firstHomes: 100, nodes: 100)
     #expect(share(portion) == 100)
   }

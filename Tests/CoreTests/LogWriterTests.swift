@@ -77,7 +77,7 @@ struct LogWriterTests {
     #expect(seal().count == 1)
   }
 
-  @Test("A cut is behind the end of a segment, and covers what is asked for")
+  @Test("A cut is where a segment begins, and covers what is asked for")
   func cuts() {
     #expect(log.cut(behind: 1).sequence == 0)
     var ends: [LogCut] = []
@@ -86,14 +86,16 @@ struct LogWriterTests {
       end(write(100))
       let last = log.appliedCut
       #expect(last.sequence == before.sequence + 1 && last.chain != before.chain)
-      if log.geometry.segment(of: last.position - 1) > ends.count { ends.append(before) }
+      if log.geometry.segment(of: last.position - 1) > ends.count {
+        ends.append(before)
+        ends[ends.count - 1].position = log.geometry.start(ofSegment: UInt64(ends.count))
+      }
     }
     let segment = log.geometry.segmentSize
     func cut(_ bytes: UInt64) -> FrameSequence { log.cut(behind: bytes).sequence }
-    #expect(cut(1) == ends[0].sequence && cut(ends[0].position) == ends[0].sequence)
-    #expect(cut(segment) == ends[1].sequence, "a segment's end is not quite full")
-    #expect(cut(2 * segment) == ends[2].sequence)
-    #expect(cut(3 * segment) == log.appliedSequence, "all that there is")
+    #expect(cut(1) == ends[0].sequence && cut(segment) == ends[0].sequence)
+    #expect(cut(segment + 1) == ends[1].sequence && cut(3 * segment) == ends[2].sequence)
+    #expect(cut(3 * segment + 1) == log.appliedSequence, "all that there is")
     let first = log.cut(behind: 1)
     #expect(first.position == ends[0].position && first.chain == ends[0].chain && first.epoch == 1)
     // Room is counted from what is still needed.

@@ -8,10 +8,10 @@ struct PacingTests {
 
   private func earn(
     _ pacing: inout Pacing, upTo progress: UInt64, remaining: Int, fill: Int = 700,
-    frees: UInt64 = Self.log * 7 / 10
+    share: Double = 1
   ) {
     pacing.earn(
-      progress: progress, remaining: remaining, fill: fill, frees: frees, capacity: Self.log)
+      progress: progress, remaining: remaining, share: share, fill: fill, capacity: Self.log)
   }
 
   @Test func nothingWithoutProgress() {
@@ -55,12 +55,13 @@ struct PacingTests {
     let steps = 1000
     var used = Self.log / 1000 * UInt64(start)
     for cycle in 1...20 {
+      let share = Double(tenth) / Double(used)
       var letIn = [0, 0]
       for step in 1...steps {
         var fill: Int { Int(used * 1000 / Self.log) }
         earn(
           &pacing, upTo: UInt64(cycle * steps + step), remaining: steps - step, fill: fill,
-          frees: tenth)
+          share: share)
         if fill >= Pacing.mark { _ = pacing.begin() }
         while fill < Pacing.mark || pacing.hasCredit {
           pacing.spend(8192)

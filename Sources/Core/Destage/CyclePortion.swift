@@ -13,25 +13,28 @@
 struct CyclePortion {
   /// In thousandths of the log.
   static let shares = 100...1000
-  /// A cycle of less than this would be mostly its end, which waits for the devices several times.
-  private static let leastBytes: UInt64 = 64 << 20
-  /// Blocks for each node written: with fewer than the one a cycle takes more next time, with
-  /// more than the other less.
-  private static let blocksPerNode: ClosedRange<UInt64> = 16...64
+  /// Blocks for each node written: with fewer than the one a cycle takes more next time; less when
+  /// there are more than the other, so that half as many would do.
+  private static let blocksPerNode: ClosedRange<UInt64> = 16...32
   /// Cycles of fewer blocks say nothing.
-  private static let measured: UInt64 = 4096
+  private static let measured: UInt64 = 1000
 
   /// When more than one block in so many got a first home, the next cycle takes all.
   private static let blocksPerFirstHome: UInt64 = 16
 
+  /// A cycle of fewer bytes of the log would be mostly its end, which waits for the devices several times.
+  let least: UInt64
   private var share = Self.shares.lowerBound
   private var givesFirstHomes = false
 
+  init(least: UInt64) { self.least = least }
+
   func bytes(of capacity: UInt64) -> UInt64 {
-    givesFirstHomes ? capacity : max(capacity / 1000 * UInt64(share), Self.leastBytes)
+    givesFirstHomes ? capacity : max(capacity / 1000 * UInt64(share), least)
   }
 
-  /// A cycle has brought so many blocks home, some of them to first homes, and written so many nodes.
+  /// A cycle that was to make room has brought so many blocks home, some of them to first homes, and
+  /// written so many nodes.
   mutating func note(blocks: UInt64, firstHomes: UInt64, nodes: UInt64) {
     guard blocks >= Self.measured else { return }
     givesFirstHomes = firstHomes * Self.blocksPerFirstHome > blocks

@@ -33,7 +33,7 @@ package final class Destager {
   private var phase = Phase.idle
   /// The cycle applies all records up to here.
   private var cut = LogCut()
-  private var portion = CyclePortion()
+  private var portion: CyclePortion
   private var isForRoom = false
   let batch = DestageBatch()
   private let scan: LogScan
@@ -89,6 +89,7 @@ package final class Destager {
 
   package init(_ pool: Pool) {
     self.pool = pool
+    portion = CyclePortion(least: pool.configuration.leastCyclePortion)
     reaper = Reaper(pool)
     nodes = NodeWriter(pool)
     scan = LogScan(pool, batch)
@@ -114,12 +115,13 @@ package final class Destager {
   }
   private var workAtStart = 0
   private var blockWorkAtStart: UInt64 = 0
-  private var nodeWorkAtStart: UInt64 = 0
   private var blocksAtStart: UInt64 = 0
-  /// Given in this cycle.
+  /// Of this cycle.
   private var firstHomes: UInt64 = 0
-  /// What of the log the cycle will have freed at its end; in bytes, about.
-  package private(set) var freedAtEnd: UInt64 = 0
+  private var nodesWritten: UInt64 = 0
+  /// How much of what the log held at its start the cycle takes, 0...1.
+  package private(set) var share = 1.0
+  package var takesAll: Bool { share == 1 }
 
   /// Whether there is anything that a cycle would do.
   package var hasWork: Bool {
@@ -199,21 +201,22 @@ package final class Destager {
     while let layer = visited.popLast() { layer.isVisited = false }
     batch.clear()
     scan.finish()
-    let tail = pool.log.geometry.start(ofSegment: pool.log.tailSegment)
-    freedAtEnd = cut.position - min(tail, cut.position)
-    let share = Double(freedAtEnd) / Double(max(pool.log.usedBytes, 1))
-    workAtStart = Int(Double(3 * pool.index.blocksLogged) * min(share, 1))
-    (blockWorkAtStart, nodeWorkAtStart, blocksAtStart) = (blockWork, nodeWork, destagedBlocks)
-    firstHomes = 0
+    workAtStart = Int(Double(3 * pool.index.blocksLogged) * share)
+    (blockWorkAtStart, blocksAtStart, firstHomes, nodesWritten) = (blockWork, destagedBlocks, 0, 0)
     phase = .structural
     return true
   }
 
   private func chooseCut() -> LogCut {
-    guard isForRoom, !relocateAll else { return pool.log.appliedCut }
-    if let fixed = pool.configuration.cyclePortion { return pool.log.cut(behind: fixed) }
-    if writeTimes.areSlow { return pool.log.appliedCut }
-    return pool.log.cut(behind: portion.bytes(of: pool.log.geometry.capacity))
+    let all = pool.log.appliedCut
+    share = 1
+    guard isForRoom, !relocateAll, !writeTimes.areSlow else { return all }
+    let part = pool.log.cut(behind: portion.bytes(of: pool.log.geometry.capacity))
+    guard part.sequence < all.sequence else { return all }
+    let tail = pool.log.geometry.start(ofSegment: pool.log.tailSegment)
+    share = Double(part.position - tail) / Double(pool.log.usedBytes)
+    pool.paths.hit(.partOfLogDestaged)
+    return part
   }
 
   private func applyStructural() throws(SpaceWait) -> Bool {
@@ -726,6 +729,7 @@ package final class Destager {
     case .done:
       if !nodes.hasRefused { stalledSince = .max }
       nodeWork += 1
+      nodesWritten += 1
     }
   }
 
@@ -811,10 +815,10 @@ package final class Destager {
     pool.store.beginCheckpoint(pool.root.checkpoint + 1)
     relocateAll = false
     cycles += 1
-    portion.note(
-      blocks: destagedBlocks - blocksAtStart, firstHomes: firstHomes,
-      nodes: nodeWork - nodeWorkAtStart)
-    if cut.sequence < pool.log.appliedSequence, isForRoom { pool.paths.hit(.partOfLogDestaged) }
+    if isForRoom {
+      portion.note(
+        blocks: destagedBlocks - blocksAtStart, firstHomes: firstHomes, nodes: nodesWritten)
+    }
     if pool.fault == .birthByCheckpoint { pool.nextInstant += 1 }
     for place in 0..<pool.disks.placeCount {
       if let disk = pool.disks.at(place: place) { pool.unloadIfIdle(disk) }

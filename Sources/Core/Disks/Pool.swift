@@ -17,8 +17,8 @@ package struct PoolConfiguration: Sendable {
   package var deltaNodes = 64
   /// Blocks that stay free behind each frame of the log; nil: as it turns out best.
   package var logGap: Int?
-  /// Bytes of the log that a cycle takes when only room is wanted; nil: as it turns out best.
-  package var cyclePortion: UInt64?
+  /// Bytes of the log that a cycle takes at least.
+  package var leastCyclePortion: UInt64 = 64 << 20
   /// For tests: cycles read the log in its own order whether that is worth it or not.
   package var alwaysScans = false
   package var fault: PlantedFault?

@@ -27,6 +27,9 @@ package final class Engine: BlockEngine {
   var parked = RequestList()
   /// Writes waiting for vSpace, until a cycle or an allocation of backing has ended.
   var spaceWaiters = RequestList()
+  /// A write has found no space. What frees some may be the last that the log holds, so it takes a cycle
+  /// of all that counts.
+  var spaceIsWanted = false
   /// Partial writes, and writes that overlap one, waiting for the other to count.
   var blockWaiters = RequestList()
   /// Partial writes whose blocks others must not write meanwhile.
@@ -343,7 +346,7 @@ package final class Engine: BlockEngine {
   private func stepDestager() {
     destagerAgain = false
     if destager.isIdle, destager.hasWork, !destager.isHeld, shouldDestage {
-      destager.start(forRoom: needsRoom && !needsCycle)
+      destager.start(forRoom: !needsCycle && !isIdleLong)
     }
     // A wait that nothing is on its way to end, say for a slot of the cache, is tried again.
     if pool.ops.inFlight == 0 { destagerBlocked = false }
@@ -355,8 +358,8 @@ package final class Engine: BlockEngine {
     let (wait, again) = destager.step(now: now, wallClock: wallClock)
     destagerAgain = again
     pacing.earn(
-      progress: destager.progress, remaining: destager.remainingWork, fill: fill,
-      frees: destager.freedAtEnd, capacity: pool.log.geometry.capacity)
+      progress: destager.progress, remaining: destager.remainingWork, share: destager.share,
+      fill: fill, capacity: pool.log.geometry.capacity)
     if let wait {
       switch wait {
       case .node(let pointer):
@@ -380,7 +383,9 @@ package final class Engine: BlockEngine {
     if destager.cycles != cyclesBefore { cycleEnded() }
   }
 
-  private var shouldDestage: Bool { needsDestaging || now >= lastWrite + Self.idleDestageDelay }
+  private var shouldDestage: Bool { needsDestaging || isIdleLong }
+
+  private var isIdleLong: Bool { now >= lastWrite + Self.idleDestageDelay }
 
   /// Whether somebody or something waits for what a cycle brings, or soon will.
   private var needsDestaging: Bool { needsRoom || needsCycle }
@@ -389,7 +394,7 @@ package final class Engine: BlockEngine {
 
   /// Whether it takes a cycle of all that the log holds.
   private var needsCycle: Bool {
-    cycleAwaiters > 0 || !spaceWaiters.isEmpty
+    cycleAwaiters > 0 || spaceIsWanted || destager.relocateAll || pool.log.isBroken
       || pool.catalog.pendingCount >= Catalog.overlayLimit / 2
       || pool.catalog.deletedObjects > 0
       || pool.frozen.count >= Self.manyFrozen || epochs.count > 64
@@ -420,16 +425,18 @@ package final class Engine: BlockEngine {
     restBegan = nil
     pruneEpochs()
     logAge.forget(upTo: pool.root.cutSequence)
-    wakeSpaceWaiters()
+    if destager.takesAll { spaceIsWanted = false }
+    wakeSpaceWaiters(isTry: destager.takesAll)
     loadEnded = true
     pacing.cycleEnded()
   }
 
-  func wakeSpaceWaiters() {
+  /// They look for space again. `isTry`: what may have freed some has been done.
+  func wakeSpaceWaiters(isTry: Bool = true) {
     var list = spaceWaiters
     spaceWaiters = RequestList()
     while let slot = list.removeFirst(requests) {
-      requests[slot].spaceTries += 1
+      if isTry { requests[slot].spaceTries += 1 }
       begin(slot)
     }
   }

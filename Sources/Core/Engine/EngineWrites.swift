@@ -492,6 +492,7 @@ extension Engine {
         pool.paths.hit(.noSpace)
         return writeEnded(slot, .noSpace)
       }
+      spaceIsWanted = true
       spaceWaiters.append(slot, &requests)
     }
   }

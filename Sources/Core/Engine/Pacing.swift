@@ -6,8 +6,8 @@ struct Pacing {
   static let mark = 600
   /// How full the log may be at a cycle's end: the rest is kept for that.
   private static let end = 950
-  /// How full it is halfway through a cycle that frees a small part of it, when as much is let in as
-  /// it frees.
+  /// How full it is halfway through a cycle that frees a small part of it, while as much is let in as
+  /// cycles free.
   private static let middle = 700
   /// In bytes: what a burst may take that comes after a pause.
   private static let mostCredit: Int64 = 8 << 20
@@ -31,10 +31,10 @@ struct Pacing {
   mutating func spend(_ bytes: Int) { credit -= Int64(bytes) }
 
   /// `progress`: what destaging has done since it was made, in its units of work; `remaining`: what
-  /// its cycle has still to do, and `frees` what of the log it will free, in bytes. `fill` in thousandths
-  /// of `capacity`, which is in bytes.
+  /// its cycle has still to do, and `share` how much of what fills the log it will have freed then, 0...1.
+  /// `fill` in thousandths of `capacity`, which is in bytes.
   mutating func earn(
-    progress: UInt64, remaining: Int, fill: Int, frees: UInt64, capacity: UInt64
+    progress: UInt64, remaining: Int, share: Double, fill: Int, capacity: UInt64
   ) {
     let done = progress &- lastProgress
     lastProgress = progress
@@ -44,7 +44,7 @@ struct Pacing {
       credit = 0
       return
     }
-    let end = min(Self.end, Self.middle + Int(frees * 500 / capacity))
+    let end = min(Self.end, Self.middle + Int(share * Double(fill)) / 2)
     let room = Int64(max(end - fill, 5)) * Int64(capacity) / 1000
     credit = min(credit + Int64(done) * room / Int64(max(remaining, 64)), Self.mostCredit)
   }

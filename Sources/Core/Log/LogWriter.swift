@@ -97,7 +97,7 @@ package final class LogWriter {
   private var line = RingQueue<Int>(capacity: 16)
   private var open: Frame?
   private var summary: SummaryWriter
-  /// Behind the last frame of each segment that counts as a whole, but for those found by recovery.
+  /// Behind each segment that counts as a whole, but for those found by recovery.
   private var segmentEnds = RingQueue<LogCut>(capacity: 64)
 
   package private(set) var state: LogWriterState
@@ -531,7 +531,11 @@ package final class LogWriter {
     let index = line.pop()
     invariant(index == frame.index, "frames are applied out of order")
     if geometry.start(ofSegment: geometry.segment(of: frame.position)) == frame.position {
-      segmentEnds.push(appliedCut)
+      // Where the frame begins, for what the segment in front of it has left is not needed: recovery
+      // begins with the next one, whose summary can stand in for a frame of it.
+      var end = appliedCut
+      end.position = frame.position
+      segmentEnds.push(end)
     }
     appliedSequence = frame.sequence
     if let gap = frame.gapBefore, spacing.note(clock &- frame.sent, behind: gap, now: clock) {
