@@ -27,8 +27,8 @@ package final class Engine: BlockEngine {
   var parked = RequestList()
   /// Writes waiting for vSpace, until a cycle or an allocation of backing has ended.
   var spaceWaiters = RequestList()
-  /// A write has found no space. What frees some may be the last that the log holds, so it takes a cycle
-  /// of all that counts.
+  /// A write has found no space, and none can be backed. What frees some may be the last that the log
+  /// holds, so it takes a cycle of all that counts.
   var spaceIsWanted = false
   /// Partial writes, and writes that overlap one, waiting for the other to count.
   var blockWaiters = RequestList()
@@ -394,7 +394,8 @@ package final class Engine: BlockEngine {
 
   /// Whether it takes a cycle of all that the log holds.
   private var needsCycle: Bool {
-    cycleAwaiters > 0 || spaceIsWanted || destager.relocateAll || pool.log.isBroken
+    cycleAwaiters > 0 || spaceIsWanted || !spaceWaiters.isEmpty
+      || destager.relocateAll || pool.log.isBroken
       || pool.catalog.pendingCount >= Catalog.overlayLimit / 2
       || pool.catalog.deletedObjects > 0
       || pool.frozen.count >= Self.manyFrozen || epochs.count > 64

@@ -492,7 +492,7 @@ extension Engine {
         pool.paths.hit(.noSpace)
         return writeEnded(slot, .noSpace)
       }
-      spaceIsWanted = true
+      if !spaceKeeper.isBacking, pool.space.backable == 0 { spaceIsWanted = true }
       spaceWaiters.append(slot, &requests)
     }
   }
