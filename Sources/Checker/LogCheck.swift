@@ -10,7 +10,8 @@ import Core
 //     the frame, payload damaged, s known durable                 damage of these blocks
 //     the frame, payload damaged, s not known durable             the torn tail
 //     nothing, but the next segment begins with the frame         the end of a closed segment
-//     nothing, s known durable, a summary holds its table         damage that recovery gets over
+//     nothing, s known durable, a summary of durable frames       damage that recovery gets over
+//       holds its table, here or at the next segment's start
 //     nothing, s known durable                                    damage that recovery refuses
 //     nothing, s not known durable                                the tail
 //
@@ -221,13 +222,23 @@ final class LogCheck {
     }
     if sequence > durable, epochs.last?.firstSequence ?? 0 <= sequence { lookBehind(position) }
     guard sequence <= durable else { return false }
-    if try standIn() { return true }
+    if try standIn(at: position) { return true }
+    if position % device.segmentSize != 0,
+      try standIn(at: device.nextSegmentStart(after: position))
+    {
+      return true
+    }
     return try refuse()
   }
 
   private func moveTo(_ next: UInt64) {
     if next / device.segmentSize != position / device.segmentSize { accepted = [] }
     position = next
+  }
+
+  /// What follows was written in vain: a later epoch took its sequences.
+  private var lastOfEpoch: FrameSequence {
+    epochs.first { $0.number > epoch }.map { max($0.firstSequence, 1) - 1 } ?? .max
   }
 
   /// The header at `place` if it is that of the expected frame.
@@ -343,8 +354,8 @@ final class LogCheck {
   }
 
   private func compare(_ summary: SegmentSummary, first: FrameSequence) {
-    let later = epochs.first { $0.number > epoch }?.firstSequence ?? .max
-    let items = summary.items.filter { $0.entry.sequence >= first && $0.entry.sequence < later }
+    let last = lastOfEpoch
+    let items = summary.items.filter { $0.entry.sequence >= first && $0.entry.sequence <= last }
     let same =
       items.count == accepted.count
       && zip(items, accepted).allSatisfy { item, frame in
@@ -362,11 +373,13 @@ final class LogCheck {
     }
   }
 
-  /// A durable frame whose header or table is damaged: the segment's summary may hold its table.
-  private func standIn() throws(CheckFailure) -> Bool {
-    guard case .valid(let summary) = device.summary(ofSegmentAt: position, epoch: epoch),
+  /// A durable frame whose header or table is damaged, but must stand at `place`: the segment's
+  /// summary may hold its table. Recovery takes a summary's word only when all that it names is durable.
+  private func standIn(at place: UInt64) throws(CheckFailure) -> Bool {
+    guard case .valid(let summary) = device.summary(ofSegmentAt: place, epoch: epoch),
+      min(summary.header.sequence, lastOfEpoch) <= durable,
       let item = summary.items.first(where: { $0.entry.sequence == sequence }),
-      item.entry.position == position
+      item.entry.position == place
     else { return false }
     let entry = item.entry
     let front = FrameHeader.frontBlocks(tableLength: Int(entry.tableLength))
@@ -376,10 +389,14 @@ final class LogCheck {
       var cursor = RecordCursor(table: base, length: bytes.count)
       while cursor.next() != nil { records += 1 }
     }
-    guard front <= Int(entry.blocks), Int(entry.blocks) <= device.blocksLeft(at: position),
+    guard front <= Int(entry.blocks), Int(entry.blocks) <= device.blocksLeft(at: place),
       let payload = LogEvents.payload(
         of: item.table, records: records, payloadBlocks: Int(entry.blocks) - front)
     else { return false }
+    if place != position {
+      checkSummary()
+      moveTo(place)
+    }
     findings.complain(
       "the log, offset \(device.byteOffset(of: position)): header or table of frame \(sequence) is "
         + "damaged; the summary of its segment stands in for it, nothing is lost")

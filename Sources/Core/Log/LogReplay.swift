@@ -10,6 +10,7 @@
 //
 //     next epoch of the record starts with this sequence     go on there
 //     valid expected frame at the next segment's start       go on there (segment was closed)
+//     a summary has it there or here, W >= all that it has   take the segment from its summary
 //     W >= expected, or a later epoch is recorded            damage: refuse to open
 //     else                                                   the tail: all before it counts
 //
@@ -221,7 +222,7 @@ package final class LogReplay {
         decoding: memory.base + (2 * Int(i) + 1) * blockSize, tag: geometry.tag,
         maximumBlocks: geometry.segmentBlocks)
       {
-        highestCheckpoint = max(highestCheckpoint, first.checkpoint)
+        note(first)
       }
       guard
         let header = FrameHeader(
@@ -259,6 +260,10 @@ package final class LogReplay {
         continue
       }
       try lookBehind(segment)
+      try takeCertain()
+      // By now it may be known that what a summary names was durable.
+      if try useSummary(segment) { continue }
+      if next != position, try useSummary(segment + 1) { continue }
       if watermark >= expected
         || epochs[(epochIndex + 1)...].contains(where: { $0.firstSequence > expected })
       {
@@ -285,11 +290,15 @@ package final class LogReplay {
   // MARK: Summaries
 
   private func useSummary(_ segment: UInt64) throws(Need) -> Bool {
-    // A summary may name frames that did not survive: the next epoch then took their sequences.
-    let end = epochIndex + 1 < epochs.count ? epochs[epochIndex + 1].firstSequence : .max
-    guard let header = summaries[segment], header.epoch == epochs[epochIndex].number,
-      header.sequence >= expected, header.sequence <= watermark, header.sequence < end
-    else { return false }
+    guard let header = summaries[segment], header.epoch == epochs[epochIndex].number else {
+      return false
+    }
+    // It may name frames that did not survive: the next epoch then took their sequences.
+    var (last, lastChain) = (header.sequence, header.chain)
+    if epochIndex + 1 < epochs.count, epochs[epochIndex + 1].firstSequence <= last {
+      (last, lastChain) = (epochs[epochIndex + 1].firstSequence - 1, epochs[epochIndex + 1].chain)
+    }
+    guard last >= expected, last <= watermark else { return false }
     guard let table = tables[segment] else { throw .table(segment) }
     defer { tables[segment] = nil }
     let length = Int(header.tableLength)
@@ -305,7 +314,7 @@ package final class LogReplay {
       let entry = SummaryEntry(decoding: table.base + at)
       let end = at + SummaryEntry.size + Int(entry.tableLength)
       guard end <= length else { break }
-      if entry.sequence >= expected {
+      if entry.sequence >= expected, entry.sequence <= last {
         guard entry.sequence == next else { break }
         found.append(
           PendingFrame(
@@ -313,18 +322,18 @@ package final class LogReplay {
             length: Int(entry.tableLength), sequence: entry.sequence,
             payloadBlock: entry.payloadPosition >> blockShift,
             nextPosition: entry.position + UInt64(entry.blocks) << blockShift,
-            chain: header.chain, epoch: header.epoch, isWhole: true, instant: entry.instant))
+            chain: lastChain, epoch: header.epoch, isWhole: true, instant: entry.instant))
         next += 1
       }
       at = roundUp(end, to: 8)
     }
-    guard next == header.sequence + 1, pending.isEmpty else {
+    guard next == last + 1, pending.isEmpty else {
       summaries[segment] = nil
       return false
     }
     for frame in found { try take(frame) }
     expected = next
-    chain = header.chain
+    chain = lastChain
     position = geometry.start(ofSegment: segment + 1)
     paths.hit(.segmentSummaryReplay)
     return true
