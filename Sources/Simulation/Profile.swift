@@ -178,7 +178,7 @@ extension Profile {
     .init(.set, 1), .init(.show, 3), .init(.list, 2), .init(.status, 2), .init(.flush, 3),
     .init(.scrub, 1), .init(.holdDestage, 3), .init(.bad, 1),
     .init(.snapshot, 20), .init(.snapshotGroup, 10), .init(.deleteSnapshot, 18),
-    .init(.renameSnapshot, 2), .init(.holdSnapshot, 3), .init(.rollback, 8), .init(.clone, 6),
+    .init(.renameSnapshot, 2), .init(.holdSnapshot, 3), .init(.rollback, 16), .init(.clone, 6),
     .init(.cloneBatch, 2), .init(.deleteWithSnapshots, 4), .init(.listSnapshots, 4),
     .init(.diff, 8), .init(.badSnapshot, 3),
   ]
@@ -356,8 +356,7 @@ extension Profile {
       $0.crashes = 4...9
       $0.crashInRecoveryOneIn = 4
     },
-    // The same with devices that fail and bits that flip. (Bad blocks have a profile of their own: the
-    // engine does not move metadata away from them.)
+    // The same with devices that fail and bits that flip.
     Profile(name: "troubled-snapshots") {
       $0.weight = 12
       $0.volumeMiB = 192...384
@@ -372,8 +371,8 @@ extension Profile {
       $0.faults = [
         .init(.logWriteErrors, 3), .init(.logFlushErrors, 2), .init(.logReadErrors, 1),
         .init(.volumeReadErrors, 2), .init(.volumeWriteErrors, 3), .init(.volumeFlushErrors, 2),
-        .init(.volumeGone, 1), .init(.volumeHangs, 1), .init(.flippedData, 3),
-        .init(.flippedLog, 4),
+        .init(.badBlocks, 2), .init(.volumeGone, 1), .init(.volumeHangs, 1),
+        .init(.flippedData, 3), .init(.flippedLog, 4),
       ]
     },
     // Clones of clones by the dozen, each with a few writes of its own.

@@ -32,7 +32,7 @@ struct EngineDestageTests {
   private func expectAllDone(_ pool: MemoryPool) {
     let destager = pool.engine.destager
     #expect(destager.destagedBlocks > 0 && destager.remainingWork == 0)
-    #expect(destager.blockWork == 3 * destager.destagedBlocks)
+    #expect(destager.sweep.work == 3 * destager.destagedBlocks)
   }
 
   @Test("A block's way home is three units of work, by whichever way it goes")
@@ -69,7 +69,7 @@ struct EngineDestageTests {
     isDown = false
     pool.run { pool.replies[1 << 40] != nil }
     expectAllDone(pool)
-    #expect(pool.engine.destager.batch.capacity == 1024, "waiting was taken for reading")
+    #expect(pool.engine.destager.sweep.batch.capacity == 1024, "waiting was taken for reading")
   }
 
   @Test("Homes that are refused earn nothing") func refusedHomes() {
@@ -92,13 +92,13 @@ struct EngineDestageTests {
     scatter(pool, disk, count: 1200)
     #expect(isDone(pool.control(.flush)))
     // The first batch was full, the second had the rest.
-    #expect(pool.engine.destager.batch.capacity == 4096)
+    #expect(pool.engine.destager.sweep.batch.capacity == 4096)
     pool.delay = { _ in 0 }
     for round in 1...3 {
       scatter(pool, disk, from: UInt64(round) * 2400, count: 1200)
       #expect(isDone(pool.control(.flush)))
     }
-    #expect(pool.engine.destager.batch.capacity == 1024)
+    #expect(pool.engine.destager.sweep.batch.capacity == 1024)
   }
 
   @Test("What is overwritten while its first homes are given stays between its neighbours")
@@ -129,6 +129,15 @@ struct EngineDestageTests {
     }
     // 50 pieces, the map's leaves, and here and there the end of a run.
     #expect(reads < 150)
+  }
+
+  /// What `scatter` has written, after a restart.
+  private func expectScattered(_ pool: MemoryPool, count: UInt64) {
+    pool.restart()
+    let reader = pool.open("a")
+    for block in (0..<count).map({ 2 * $0 }) {
+      #expect(pool.io(.read, reader, block << 12, 4096).data == pattern(block, 4096))
+    }
   }
 
   /// Reads the first `count` blocks by 60 and compares them; how often that read from devices.
@@ -233,6 +242,48 @@ struct EngineDestageTests {
     let before = pool.now
     #expect(pool.io(.write, disk, 0, 4096, data: pattern(1, 4096)).status == .ok)
     #expect(pool.now - before < 1_000_000_000)
+  }
+
+  @Test("Metadata that can't be written moves elsewhere, and the cycle ends")
+  func badMetadataBlocks() {
+    let pool = makePool()
+    let disk = makeDisk(pool)
+    scatter(pool, disk, count: 1000)
+    var (bad, writes) = (Set<UInt64>(), 0)
+    pool.fault = { op in
+      guard op.kind == .write, op.device.raw == 1 else { return 0 }
+      if bad.contains(op.offset) { return 5 }
+      guard op.token >> 56 == UInt64(OpOwner.nodeWrite.rawValue) else { return 0 }
+      // Those of maps, of the catalog, and of the space tree, which has to be stored again.
+      writes += 1
+      guard writes % 8 == 0 else { return 0 }
+      bad.insert(op.offset)
+      return 5
+    }
+    let before = pool.now
+    #expect(isDone(pool.control(.flush)))
+    #expect(bad.count > 4 && pool.engine.rarePaths[.relocatedNode] >= bad.count / 2)
+    #expect(pool.now - before < 1_000_000_000, "it waited for the device")
+    #expect(!pool.engine.destager.hasWork && pool.engine.rarePaths[.suspended] == 0)
+    expectScattered(pool, count: 1000)
+    scatter(pool, pool.open("a"), count: 1000)
+    #expect(isDone(pool.control(.flush)))
+  }
+
+  @Test("Where all metadata is refused, the cycle waits for the device and moves few nodes")
+  func refusedMetadata() {
+    let pool = makePool()
+    let disk = makeDisk(pool)
+    scatter(pool, disk, count: 1000)
+    pool.fault = { $0.token >> 56 == UInt64(OpOwner.nodeWrite.rawValue) ? 5 : 0 }
+    pool.run { pool.engine.rarePaths[.suspended] > 0 }
+    let moved = pool.engine.rarePaths[.relocatedNode]
+    for _ in 0..<5000 { pool.turn() }
+    // One a second, for it might be many bad places in a row.
+    #expect(moved > 0 && pool.engine.rarePaths[.relocatedNode] <= moved + 6)
+    pool.fault = { _ in 0 }
+    #expect(isDone(pool.control(.flush)))
+    expectScattered(pool, count: 1000)
   }
 
   @Test("Destaging that nobody waits for makes way while there are requests")

@@ -94,7 +94,7 @@ private final class ToyPool {
     var writes: [NodeWrite] = []
     store.writeback(into: &writes, limit: limit)
     for write in writes {
-      if random.oneIn(50), relocate(write) { continue }
+      let write = random.oneIn(50) ? moved(write) : write
       let bytes = [UInt8](UnsafeRawBufferPointer(start: write.memory, count: blockSize))
       for address in [write.first, write.second] {
         precondition(!durable.contains(address), "a durable block is overwritten")
@@ -106,15 +106,8 @@ private final class ToyPool {
     return !writes.isEmpty
   }
 
-  /// The write fails, and the node moves; false when that must wait (it is written then).
-  private func relocate(_ write: NodeWrite) -> Bool {
-    do throws(SpaceWait) {
-      try store.writebackFailed(write, relocate: true)
-      return true
-    } catch {
-      return false
-    }
-  }
+  /// The write fails, and the node moves, but where that must wait.
+  private func moved(_ write: NodeWrite) -> NodeWrite { (try? store.move(write)) ?? write }
 
   // MARK: Changes
 

@@ -179,17 +179,14 @@ import Testing
       var writes: [NodeWrite] = []
       space.store.writeback(into: &writes, limit: 10)
       for write in writes {
-        if random.oneIn(4) {
-          let relocate = random.oneIn(2)
-          if relocate { bad.insert(write.first) }
-          space.run { () throws(SpaceWait) in
-            try space.store.writebackFailed(write, relocate: relocate)
-          }
-        } else {
-          #expect(!bad.contains(write.first))
-          space.put(write)
-          space.store.writebackDone(write)
+        var write = write
+        while random.oneIn(4) {
+          bad.insert(write.first)
+          write = space.run { () throws(SpaceWait) in try space.store.move(write) }
         }
+        #expect(!bad.contains(write.first))
+        space.put(write)
+        space.store.writebackDone(write)
       }
     }
     #expect(bad.count > 3)

@@ -10,6 +10,7 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case recoveryBeforeNewEpoch
   case damagedLogBlock
   case relocatedHome
+  case relocatedNode
   case healedNode
   case noSpace
   case scarceAdmission

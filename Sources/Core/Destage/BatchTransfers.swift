@@ -7,15 +7,6 @@
 // is no help either, or the log can't be read, the outcome is `refused`: all other transfers have ended,
 // and the rest is tried again once the device has had time to come back.
 
-/// What the end of one operation means for the work that it is part of.
-enum WorkOutcome {
-  /// Other parts of it are on their way.
-  case underWay
-  case done
-  /// A device refuses some of it.
-  case refused
-}
-
 final class BatchTransfers {
   private let pool: Pool
   private let batch: DestageBatch

@@ -1,31 +1,24 @@
 // Destaging: the background cycle that moves what the log holds to its homes and switches vSpace
 // to a new state, so that log space can be reused. It is the only one that changes vSpace.
 //
-//     idle ─▶ begin ─▶ structural ─▶ sweep ⇄ (read ▶ write ▶ map) ─▶ maps ─▶ deleted
-//       ▲                              ▲   for each frozen layer,      │        │
-//       │                              └──── then for the rest ◀──────┘        │
-//       │                              (which a scan of the log may begin)      │
-//       └── finish ◀─ root ◀─ flushVolumes ◀─ logDurable ◀─ nodes ◀─ commit ◀──┘
+//     idle ─▶ begin ─▶ structural ─▶ sweep ⇄ maps ─▶ deleted
+//       ▲                        for each frozen       │
+//       │                        layer, then the rest  ▼
+//       └── finish ◀─ root ◀─ flushVolumes ◀─ logDurable ◀─ nodes ⇄ commit
 //
 // A cycle has a cut C, the last frame that counted when it began, or an earlier one where only room in
 // the log is wanted (CyclePortion.swift). It applies exactly the records at or before C (R17): first the
 // structural ones, in order; then it destages the layers that marks at or before C have ended, in the
-// order of the marks, each of which makes its snapshot final (R12); then it sweeps the log index
-// once in key order and moves every entry whose sequence is <= C. An
-// entry with a later sequence has replaced what was there: it is left for the next cycle (absorbed),
-// which is right because it is durable before the root is written (`logDurable`) and will be replayed.
-// Where homes can be written quickly in any order, most of the rest is moved before that sweep, in
-// the order of the log (LogScan.swift).
-//
-// Entries leave the index when the map in memory names their home; the log keeps their frames
-// until the root is durable (R18). A block owned alone is overwritten in place; its log record is
-// durable (R14), so a torn home is always covered.
+// order of the marks, each of which makes its snapshot final (R12); then it moves the rest of the log
+// index at or before C (Sweep.swift). What has come behind C in the meantime is durable before the
+// root is written (`logDurable`) and will be replayed: it may have replaced blocks of this cut whose
+// homes now stay behind.
 //
 // Every step is bounded, and repeatable after a wait for metadata.
 
 package final class Destager {
   private enum Phase {
-    case idle, begin, structural, scan, sweep, reading, writing, mapping, maps, deleted
+    case idle, begin, structural, sweep, maps, deleted
     case commit, nodes, logDurable, flushVolumes, root, finish
   }
 
@@ -35,51 +28,43 @@ package final class Destager {
   private var cut = LogCut()
   private var portion: CyclePortion
   private var isForRoom = false
-  let batch = DestageBatch()
-  private let scan: LogScan
-  private let transfers: BatchTransfers
-  private var homes: HomePlacer
   private let nodes: NodeWriter
+  private let maps: ChangedMaps
+  let sweep: Sweep
   private let reaper: Reaper
   private let checkpoint: CheckpointWriter
 
   /// The frozen layer that is being destaged; nil while the rest of the index is.
   private var layer: Layer?
-  private var cursor = IndexKey(raw: 0)
-  private var sweepEnd = IndexKey(raw: .max)
-  private var sweepEnded = false
-  private var mapped = 0
-  /// Layers swept since their maps were last written out, in order.
-  private var visited: [Layer] = []
   private var durableGoal: FrameSequence = 0
 
   /// Transfers in flight at most: few while there are requests, for they wait behind them in the
   /// devices' queues.
   package var window = Destager.wideWindow {
     didSet {
-      transfers.window = window
-      // Times say something of a device only with its queue in use.
-      if window < Self.narrowWindow { (readBegan, readsDone, writeBegan) = (nil, 0, nil) }
+      sweep.window = window
+      nodes.window = window
     }
   }
   package static let wideWindow = 64
   package static let narrowWindow = 12
   package static let trickle = 2
   /// The cycle moves no further blocks, nor does it map large writes, but for the batch that it is at.
-  package var rests = false
+  package var rests: Bool {
+    get { sweep.rests }
+    set { sweep.rests = newValue }
+  }
 
   /// Set while homes must not be overwritten: log frames up to the cut are not durable in the log
   /// (a flush of it failed), but will be at home.
   package var relocateAll = false
   package var isHeld = false
-  package private(set) var destagedBlocks: UInt64 = 0
+  package var destagedBlocks: UInt64 { sweep.blocksMoved }
   package private(set) var cycles: UInt64 = 0
   /// Work done so far, for back-pressure: three units for a block that goes home (gathered, read,
   /// written), one for a node.
-  package var progress: UInt64 { blockWork + nodeWork }
-  var blockWork: UInt64 { gatherWork + transfers.work }
-  private var gatherWork: UInt64 = 0
-  private var nodeWork: UInt64 = 0
+  package var progress: UInt64 { sweep.work + nodes.written + reaped }
+  private var reaped: UInt64 = 0
   private(set) package var isWaitingForDevice = false
   /// Since when a device has refused everything; `.max` while none does.
   private(set) package var stalledSince: UInt64 = .max
@@ -90,11 +75,10 @@ package final class Destager {
   package init(_ pool: Pool) {
     self.pool = pool
     portion = CyclePortion(least: pool.configuration.leastCyclePortion)
-    reaper = Reaper(pool)
     nodes = NodeWriter(pool)
-    scan = LogScan(pool, batch)
-    homes = HomePlacer(pool)
-    transfers = BatchTransfers(pool, batch, scan)
+    maps = ChangedMaps(pool, nodes)
+    sweep = Sweep(pool, nodes, maps)
+    reaper = Reaper(pool)
     checkpoint = CheckpointWriter(pool)
   }
 
@@ -110,15 +94,20 @@ package final class Destager {
   /// Work that the cycle has still to do, roughly; in units of `progress`.
   package var remainingWork: Int {
     if isIdle { return 0 }
-    let left = sweepEnded ? 0 : workAtStart - Int(blockWork - blockWorkAtStart)
-    return max(left, transfers.remainingWork) + pool.store.dirtyCount + 64
+    let left = sweep.hasEnded ? 0 : 3 * blocksToMove - Int(sweep.work - before.work)
+    return max(left, sweep.remainingWork) + pool.store.dirtyCount + 64
   }
-  private var workAtStart = 0
-  private var blockWorkAtStart: UInt64 = 0
-  private var blocksAtStart: UInt64 = 0
-  /// Of this cycle.
-  private var firstHomes: UInt64 = 0
-  private var nodesWritten: UInt64 = 0
+  /// Blocks that the cycle was to move when it began, roughly.
+  private var blocksToMove = 0
+  /// Counts of all cycles before this one.
+  private var before = Counts()
+  private struct Counts {
+    var work: UInt64 = 0
+    var blocks: UInt64 = 0
+    var firstHomes: UInt64 = 0
+    var nodes: UInt64 = 0
+  }
+
   /// How much of what the log held at its start the cycle takes, 0...1.
   package private(set) var share = 1.0
   package var takesAll: Bool { share == 1 }
@@ -146,14 +135,14 @@ package final class Destager {
   package func step(now: UInt64, wallClock: UInt64) -> (wait: SpaceWait?, again: Bool) {
     self.now = now
     self.wallClock = wallClock
-    measureReads()
+    sweep.beginTurn(now: now)
     if isWaitingForDevice {
       if now < retryAt { return (nil, false) }
       isWaitingForDevice = false
     }
     do throws(SpaceWait) {
       for _ in 0..<16 {
-        let movesBlocks = phase == .scan || phase == .sweep || phase == .mapping
+        let movesBlocks = phase == .sweep
         if try !advance() { return (nil, false) }
         if movesBlocks { break }
       }
@@ -168,15 +157,9 @@ package final class Destager {
     try pool.payOwed()
     switch phase {
     case .idle: return false
-    case .scan where rests && batch.items.isEmpty, .sweep where rests && batch.items.isEmpty:
-      pool.paths.hit(.destagingRested)
-      return false
     case .begin: return begin()
     case .structural: return try applyStructural()
-    case .scan: return try scanLog()
-    case .sweep: return try sweep()
-    case .reading, .writing: return false
-    case .mapping: return try mapBatch()
+    case .sweep: return try moveBlocks()
     case .maps: return try finishMaps()
     case .deleted: return try freeDeleted()
     case .commit: return try commit()
@@ -198,11 +181,10 @@ package final class Destager {
     let early = pool.fault == .inPlaceBeforeLogDurable
     guard pool.log.durableSequence >= cut.sequence || relocateAll || early else { return false }
     durableGoal = 0
-    while let layer = visited.popLast() { layer.isVisited = false }
-    batch.clear()
-    scan.finish()
-    workAtStart = Int(Double(3 * pool.index.blocksLogged) * share)
-    (blockWorkAtStart, blocksAtStart, firstHomes, nodesWritten) = (blockWork, destagedBlocks, 0, 0)
+    blocksToMove = Int(Double(pool.index.blocksLogged) * share)
+    before = Counts(
+      work: sweep.work, blocks: sweep.blocksMoved, firstHomes: sweep.firstHomes,
+      nodes: nodes.written)
     phase = .structural
     return true
   }
@@ -210,7 +192,7 @@ package final class Destager {
   private func chooseCut() -> LogCut {
     let all = pool.log.appliedCut
     share = 1
-    guard isForRoom, !relocateAll, !writeTimes.areSlow else { return all }
+    guard isForRoom, !relocateAll, !sweep.homesAreSlow else { return all }
     let part = pool.log.cut(behind: portion.bytes(of: pool.log.geometry.capacity))
     guard part.sequence < all.sequence else { return all }
     let tail = pool.log.geometry.start(ofSegment: pool.log.tailSegment)
@@ -228,7 +210,7 @@ package final class Destager {
         return true
       }
     }
-    spillIfNeeded()
+    nodes.spillIfNeeded()
     return true
   }
 
@@ -250,20 +232,12 @@ package final class Destager {
   /// Sweeps the next frozen layer whose mark is within the cut, or else the rest of the index.
   private func sweepNextLayer() {
     phase = .sweep
-    sweepEnded = false
     while applied > 0, pool.frozen[0].state == .abandoned {
       pool.layers.remove(pool.frozen.removeFirst())
       applied -= 1
     }
     layer = applied > 0 ? pool.frozen[pool.fault == .layersOutOfOrder ? applied - 1 : 0] : nil
-    cursor = layer?.firstKey ?? IndexKey(raw: 0)
-    sweepEnd =
-      layer.map { IndexKey(slot: $0.slot + 1, block: BlockIndex(0)) } ?? IndexKey(raw: .max)
-    if layer == nil, mayScan {
-      scan.begin(
-        cut: cut.sequence, end: cut.position, always: pool.configuration.alwaysScans)
-      if scan.isActive { phase = .scan }
-    }
+    sweep.begin(layer, cut: cut, relocates: relocateAll, cycle: cycles)
   }
 
   /// The snapshot's map is written: it is final, and what is born from now on is not in it (R10).
@@ -300,226 +274,30 @@ package final class Destager {
   }
   private var volumesRecorded = 0
 
-  // MARK: Scan
+  // MARK: Blocks
 
-  private func scanLog() throws(SpaceWait) -> Bool {
-    if scan.isResolving {
-      let all = try scan.resolve { (layer, block) throws(SpaceWait) in
-        guard layer.base == nil, try isLive(layer), !pool.wantsFold(layer) else { return nil }
-        return try layer.ownHome(of: block)
-      }
-      guard all else { return true }
-      if !batch.items.isEmpty {
-        for item in batch.items { visit(pool.layers[item.key.slot]!) }
-        gatherWork += UInt64(batch.items.count)
-        pool.paths.hit(.logScanned)
-        batch.planTargets()
-        write()
-        return false
-      }
-    }
-    guard mayScan, !pool.store.needsSpill, scan.planReads() else {
-      scan.finish()
-      phase = .sweep
+  private func moveBlocks() throws(SpaceWait) -> Bool {
+    switch try sweep.step() {
+    case .goesOn: return true
+    case .waits: return false
+    case .done:
+      phase = .maps
       return true
     }
-    read()
-    return false
-  }
-
-  private var mayScan: Bool {
-    !relocateAll && (pool.configuration.alwaysScans || writeTimes.allowScan(cycle: cycles))
-  }
-  private var writeTimes = HomeWriteTimes()
-  /// When the batch's writes were begun, until they have been measured.
-  private var writeBegan: UInt64?
-
-  private func measureWrites() {
-    guard let began = writeBegan else { return }
-    writeBegan = nil
-    writeTimes.note(
-      now - began, writes: batch.transfers.count, isScan: scan.isActive, cycle: cycles)
-  }
-
-  // MARK: Sweep
-
-  private func sweep() throws(SpaceWait) -> Bool {
-    for _ in 0..<256 {
-      if batch.isFull { return readBatch() }
-      guard let entry = pool.index.next(from: cursor), entry.key < sweepEnd else {
-        sweepEnded = true
-        if !batch.items.isEmpty { return readBatch() }
-        phase = .maps
-        return true
-      }
-      if entry.sequence > cut.sequence && pool.fault != .checkpointNotExactPrefix {
-        try homes.leavePlace(for: entry)
-        cursor = IndexKey(raw: entry.end)
-        continue
-      }
-      guard let layer = pool.layers[entry.key.slot] else {
-        invariantBroken("the log index names a layer that is not in memory")
-      }
-      if try !isLive(layer) {
-        pool.dropLogged(layer)
-        continue
-      }
-      if pool.wantsFold(layer) {
-        visit(layer)
-        try pool.foldSome(layer)
-        return true
-      }
-      try gather(entry, layer)
-    }
-    if pool.store.needsSpill {
-      // What is dirty now is written out with the batch's maps; the batch itself goes first.
-      if !batch.items.isEmpty { return readBatch() }
-      pool.paths.hit(.nodeSpill)
-      phase = .maps
-    }
-    return true
-  }
-
-  /// Loads the layer; false when its object does not exist any more.
-  private func isLive(_ layer: Layer) throws(SpaceWait) -> Bool {
-    if layer.map == nil {
-      if layer.state == .open, try pool.catalog.record(of: layer.object) == nil { return false }
-      try pool.load(layer)
-    }
-    invariant(layer.base == nil, "a layer is destaged before what it is over")
-    return true
-  }
-
-  private func gather(_ entry: IndexEntry, _ layer: Layer) throws(SpaceWait) {
-    switch entry.kind {
-    case .zero:
-      // From the cursor on: what was in front of it has been done, or has been replaced.
-      let start = IndexKey(raw: max(entry.key.raw, cursor.raw))
-      visit(layer)
-      let next = try pool.removeSome(layer, start.block, count: entry.end - start.raw)
-      let done = next.raw - start.block.raw
-      pool.account(pool.index.remove(from: start, length: done), layer)
-      cursor = IndexKey(raw: start.raw + done)
-    case .home:
-      visit(layer)
-      try mapLargeWrite(entry, layer)
-    case .log:
-      var item = DestageItem(
-        key: entry.key, logBlock: entry.location, checksum: entry.checksum, isNew: false,
-        sequence: entry.sequence, target: .none)
-      if !relocateAll, let home = try layer.ownHome(of: entry.key.block) {
-        item.target = home
-      } else {
-        item.target = try homes.newHome(of: entry.key, layer, after: batch.items.last)
-        item.isNew = true
-        firstHomes += 1
-      }
-      visit(layer)
-      batch.items.append(item)
-      gatherWork += 1
-      cursor = IndexKey(raw: entry.end)
-    }
-  }
-
-  private func visit(_ layer: Layer) {
-    guard !layer.isVisited else { return }
-    layer.isVisited = true
-    visited.append(layer)
-  }
-
-  /// A large write is home already: the map takes it over.
-  private func mapLargeWrite(_ entry: IndexEntry, _ layer: Layer) throws(SpaceWait) {
-    var checksums = InlineArray<128, UInt32>(repeating: 0)
-    checksums[0] = entry.checksum
-    var count = 1
-    while count < 128,
-      let next = pool.index.next(from: IndexKey(raw: entry.key.raw + UInt64(count))),
-      next.key.raw == entry.key.raw + UInt64(count), next.kind == .home,
-      next.location == entry.location + UInt64(count), next.sequence <= cut.sequence
-    {
-      checksums[count] = next.checksum
-      count += 1
-    }
-    try pool.assign(
-      layer, entry.key.block, BlockAddress(raw: entry.location), checksums, count: count)
-    for i in 0..<count {
-      pool.overwritten(BlockAddress(raw: entry.location) + UInt64(i), checksums[i])
-      forget(IndexKey(raw: entry.key.raw + UInt64(i)), layer, ifSequence: nil)
-    }
-    cursor = IndexKey(raw: entry.key.raw + UInt64(count))
-    destagedBlocks += UInt64(count)
-    gatherWork += 3 * UInt64(count)
-  }
-
-  /// The map names the block's home: the entry has done its work.
-  private func forget(_ key: IndexKey, _ layer: Layer, ifSequence sequence: FrameSequence?) {
-    guard case .covered(let entry, _) = pool.index.lookup(key), entry.kind != .zero,
-      sequence == nil || entry.sequence == sequence,
-      pool.index.removeBlock(key, ifSequence: entry.sequence)
-    else { return }
-    layer.loggedBlocks -= 1
-    if entry.reserves { pool.reservedBlocks -= 1 }
-  }
-
-  // MARK: A batch
-
-  private func readBatch() -> Bool {
-    batch.planReads(segmentBlocks: pool.log.geometry.segmentBlocks)
-    batch.planTargets()
-    read()
-    return false
-  }
-
-  private func read() {
-    phase = .reading
-    readBegan = scan.isActive || window < Self.narrowWindow ? nil : now
-    transfers.read()
-  }
-  /// When the batch's reads were begun, until they have been measured; and how many have ended.
-  private var readBegan: UInt64?
-  private var readsDone = 0
-
-  private func measureReads() {
-    guard let began = readBegan, readsDone > 0 else { return }
-    batch.note(reads: readsDone, took: now - began)
-    readBegan = nil
-    readsDone = 0
   }
 
   package func readCompleted(_ i: Int, error: Int32) {
-    switch transfers.readCompleted(i, error: error) {
-    case .underWay: break
-    case .done where scan.isActive:
-      scan.collect()
-      phase = .scan
-    case .done:
-      stalledSince = .max
-      if readBegan != nil { readsDone = batch.transfers.count }
-      write()
-    case .refused where scan.isActive:
-      // The sweep tries again what is left to it.
-      scan.finish()
-      phase = .sweep
-    case .refused:
-      // The time would be that of waiting.
-      readBegan = nil
-      waitForDevice()
-    }
-  }
-
-  private func write() {
-    phase = .writing
-    writeBegan = window < Self.narrowWindow ? nil : now
-    transfers.write()
+    note(sweep.readCompleted(i, error: error))
   }
 
   package func writeCompleted(_ i: Int, error: Int32) {
-    switch transfers.writeCompleted(i, error: error) {
+    note(sweep.writeCompleted(i, error: error))
+  }
+
+  private func note(_ outcome: WorkOutcome) {
+    switch outcome {
     case .underWay: break
-    case .done:
-      stalledSince = .max
-      mapped = 0
-      phase = .mapping
+    case .done: stalledSince = .max
     case .refused: waitForDevice()
     }
   }
@@ -538,102 +316,20 @@ package final class Destager {
     retryAt = now + 100_000_000
   }
 
-  private func mapBatch() throws(SpaceWait) -> Bool {
-    measureWrites()
-    if pool.store.dirtyCount > pool.store.dirtyLimit + DestageBatch.capacities.lowerBound {
-      // However large the batch, what is dirty stays bounded.
-      spill()
-      if nodes.inFlight > 0 { return false }
-    }
-    var budget = 256
-    while mapped < batch.items.count, budget > 0 {
-      let group = nextGroup()
-      let first = batch.items[mapped]
-      let layer = pool.layers[first.key.slot]!
-      if layer.state == .abandoned && first.isNew {
-        // Deleted or rolled back since it was gathered: its index entries are gone, its map will be
-        // freed. What was overwritten in place is mapped all the same: as of the cut, it is there.
-        for i in 0..<group { cancelHome(batch.items[mapped + i]) }
-      } else {
-        try map(group, layer)
-      }
-      mapped += group
-      budget -= group
-      destagedBlocks += UInt64(group)
-    }
-    spillIfNeeded()
-    if mapped == batch.items.count {
-      batch.clear()
-      phase = scan.isActive ? .scan : sweepEnded ? .maps : .sweep
-    }
-    return true
-  }
-
-  private func cancelHome(_ item: DestageItem) {
-    pool.space.cancelReservation(item.target, 1)
-  }
-
-  /// How many items from `mapped` on are neighbours on the disk, and at home if they are new.
-  private func nextGroup() -> Int {
-    var n = 1
-    let first = batch.items[mapped]
-    while mapped + n < batch.items.count, n < 128 {
-      let item = batch.items[mapped + n]
-      guard item.key.raw == first.key.raw + UInt64(n), item.isNew == first.isNew,
-        !item.isNew || item.target == first.target + UInt64(n)
-      else { break }
-      n += 1
-    }
-    return n
-  }
-
-  private func map(_ count: Int, _ layer: Layer) throws(SpaceWait) {
-    let first = batch.items[mapped]
-    var checksums = InlineArray<128, UInt32>(repeating: 0)
-    for i in 0..<count { checksums[i] = batch.items[mapped + i].checksum }
-    if first.isNew {
-      try pool.assign(layer, first.key.block, first.target, checksums, count: count)
-    } else {
-      try checksums.span.withUnsafeBufferPointer { (all) throws(SpaceWait) in
-        try (layer.map!.delta ?? layer.map!.full).updateChecksums(
-          first.key.block, UnsafeBufferPointer(rebasing: all[..<count]))
-      }
-    }
-    for i in 0..<count {
-      let item = batch.items[mapped + i]
-      pool.overwritten(item.target, item.checksum)
-      forget(item.key, layer, ifSequence: item.sequence)
-    }
-  }
-
   // MARK: Maps, deleted objects
 
-  /// Writes out the maps that were changed and enters their roots into the catalog. A disk that
-  /// was deleted behind the cut still is in the catalog as of the cut, and takes part.
+  /// Writes out what was changed in the maps, and goes on behind that with the sweep, with the next
+  /// layer, or with what was deleted.
   private func finishMaps() throws(SpaceWait) -> Bool {
-    try visitFinal()
-    for layer in visited where pool.wantsFold(layer) {
-      try pool.foldSome(layer)
-      return true
+    try foldFinal()
+    switch try maps.step() {
+    case .goesOn: return true
+    case .waits: return false
+    case .done: break
     }
-    var isDirty = false
-    for layer in visited {
-      for tree in [layer.map?.full.tree, layer.map?.delta?.tree, layer.dead?.tree]
-      where writeOut(tree) { isDirty = true }
-    }
-    if isDirty { return false }
-    while let layer = visited.last {
-      try pool.record(layer)
-      if layer.state != .open || !isConnected(layer) { pool.returnRun(layer) }
-      visited.removeLast()
-      layer.isVisited = false
-    }
-    spillIfNeeded()
-    guard sweepEnded else {
+    if !sweep.hasEnded {
       phase = .sweep
-      return true
-    }
-    if let layer {
+    } else if let layer {
       try finalise(layer)
       sweepNextLayer()
     } else {
@@ -643,23 +339,12 @@ package final class Destager {
   }
 
   /// A layer that is about to be final may have a delta of earlier cycles, which is to be folded.
-  private func visitFinal() throws(SpaceWait) {
-    guard sweepEnded, let layer, !layer.isVisited,
+  private func foldFinal() throws(SpaceWait) {
+    guard sweep.hasEnded, let layer, !layer.hasChangedMap,
       let record = try pool.catalog.treeRecord(of: layer.object), record.hasDelta
     else { return }
     if layer.map == nil { try pool.load(layer) }
-    if layer.map != nil { visit(layer) }
-  }
-
-  private func isConnected(_ layer: Layer) -> Bool {
-    pool.disks.find(layer.object).map { $0.connections > 0 } ?? false
-  }
-
-  /// Issues writes of a tree's dirty nodes; false when it has none.
-  private func writeOut(_ tree: Tree?) -> Bool {
-    guard let tree, tree.isDirty else { return false }
-    nodes.write(only: tree, window: window)
-    return true
+    if layer.map != nil { maps.add(layer) }
   }
 
   /// The dead list of an object, if it is in memory.
@@ -686,11 +371,11 @@ package final class Destager {
           retryAt = now + 1_000_000_000
           return false
         }
-        nodeWork += 1
+        reaped += 1
         if let layer = reaper.layerToFold {
           // It is written out as those of a sweep are, and the reaper goes on behind that.
           layer.mustFold = true
-          visit(layer)
+          maps.add(layer)
           phase = .maps
           return true
         }
@@ -702,7 +387,7 @@ package final class Destager {
     }
     guard reaper.isSaving else { return true }
     var isDirty = false
-    for tree in reaper.trees where writeOut(tree) { isDirty = true }
+    for tree in reaper.trees where nodes.writeOut(tree) { isDirty = true }
     if isDirty { return false }
     try reaper.save()
     if pool.space.wantsCheckpoint || pool.store.needsSpill { phase = .commit }
@@ -711,37 +396,31 @@ package final class Destager {
 
   // MARK: Metadata
 
-  /// Writes some dirty nodes out early, so that what is dirty stays bounded.
-  private func spillIfNeeded() {
-    if pool.store.needsSpill { spill() }
-  }
-
   /// Makes room in the cache: writes out what is dirty.
-  package func spill() {
-    pool.paths.hit(.nodeSpill)
-    nodes.write(only: nil, window: window)
-  }
+  package func spill() { nodes.spill() }
 
   package func nodeWriteCompleted(_ token: Int, error: Int32) {
     switch nodes.completed(token, error: error) {
     case .refused: waitForDevice()
     case .underWay: break
-    case .done:
-      if !nodes.hasRefused { stalledSince = .max }
-      nodeWork += 1
-      nodesWritten += 1
+    case .done: if !nodes.hasRefused { stalledSince = .max }
     }
   }
 
   private func commit() throws(SpaceWait) -> Bool {
+    nodes.hasMoved = false
     try pool.space.commit()
     phase = .nodes
     return true
   }
 
   private func writeNodes() throws(SpaceWait) -> Bool {
-    if pool.store.dirtyCount > 0 { nodes.write(only: nil, window: window) }
+    if pool.store.dirtyCount > 0 { nodes.write(only: nil) }
     guard pool.store.dirtyCount == 0, nodes.inFlight == 0 else { return false }
+    if nodes.hasMoved {
+      phase = .commit
+      return true
+    }
     durableGoal = pool.log.appliedSequence
     if pool.log.durableSequence < durableGoal { pool.log.requestSync() }
     phase = .logDurable
@@ -817,7 +496,8 @@ package final class Destager {
     cycles += 1
     if isForRoom {
       portion.note(
-        blocks: destagedBlocks - blocksAtStart, firstHomes: firstHomes, nodes: nodesWritten)
+        blocks: sweep.blocksMoved - before.blocks, firstHomes: sweep.firstHomes - before.firstHomes,
+        nodes: nodes.written - before.nodes)
     }
     if pool.fault == .birthByCheckpoint { pool.nextInstant += 1 }
     for place in 0..<pool.disks.placeCount {
@@ -833,7 +513,6 @@ package final class Destager {
     isWaitingForDevice = false
     nodes.retry()
     checkpoint.retry()
-    transfers.retryReads()
-    if transfers.wantsRewrite { write() }
+    sweep.retry()
   }
 }

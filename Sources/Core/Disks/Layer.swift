@@ -48,7 +48,7 @@ package final class Layer {
   /// The delta is to be folded whatever its size.
   package var mustFold = false
   /// The cycle has changed its map and not yet written it out.
-  package var isVisited = false
+  package var hasChangedMap = false
 
   // What the object's record counts, kept here while the layer is loaded; in blocks.
   package var usedBlocks: UInt64 = 0

@@ -1,11 +1,11 @@
 // Nodes of all trees: loads them into the cache, makes them dirty, and hands them out for writing.
 //
-//                    finishLoad                    dirty                       writeback
-//      on disk ─────────────────▶ clean in cache ─────────▶ dirty ──────────────────────▶ writing
-//                                      ▲                      ▲  ▲     writebackFailed       │ │
-//                                      │                      │  └─────────────────────────┘ │
-//                                      │               new node (a split)     writebackDone   │
-//                                      └──────────────────────────────────────────────────────┘
+//                    finishLoad                    dirty               writeback       move
+//      on disk ─────────────────▶ clean in cache ─────────▶ dirty ──────────────▶ writing ─┐
+//                                      ▲                      ▲                     │ ▲    │
+//                                      │               new node (a split)           │ └────┘
+//                                      └────────────────────────────────────────────┘
+//                                                       writebackDone
 //
 // Copy on write. The first change of a node gives it a new pair of addresses; the old pair goes
 // back to the allocator, or, when a snapshot still needs the node (its birth is not later than the
@@ -32,8 +32,8 @@ package protocol NodeAllocator: AnyObject {
   func releaseNode(_ first: BlockAddress, _ second: BlockAddress)
 }
 
-/// One dirty node to write, to both addresses. The memory does not change until
-/// `writebackDone` or `writebackFailed`.
+/// One dirty node to write, to both addresses. The memory does not change until `writebackDone`, but
+/// by `move`.
 package struct NodeWrite {
   package let slot: CacheSlot
   package let memory: UnsafeMutableRawPointer
@@ -485,21 +485,20 @@ package final class NodeStore {
     cache.makeClean(slot, address: pointer.first, checksum: pointer.checksum)
   }
 
-  /// A copy could not be written: the node is dirty again, at new addresses if `relocate`.
-  package func writebackFailed(_ write: NodeWrite, relocate: Bool) throws(SpaceWait) {
-    let slot = write.slot
-    invariant(meta[Int(slot)].phase == .writing, "a write failed of a node that was not written")
-    let tree = tree(of: slot)
-    if relocate {
-      guard let allocator else { invariantBroken("a node is moved without a node allocator") }
-      try allocator.prepareNodes(1)
-      let (first, second) = allocator.takeNode()
-      allocator.releaseNode(write.first, write.second)
-      let node = TreeNode(write.memory)
-      node.identify(
-        first: first, second: second, owner: node.owner, birth: node.birth, checkpoint: checkpoint)
-    }
-    linkReady(slot, tree)
+  /// A copy could not be written: the node has new addresses and is to be written there.
+  package func move(_ write: NodeWrite) throws(SpaceWait) -> NodeWrite {
+    invariant(
+      meta[Int(write.slot)].phase == .writing, "a node is moved that was not being written")
+    guard let allocator else { invariantBroken("a node is moved without a node allocator") }
+    try allocator.prepareNodes(1)
+    let (first, second) = allocator.takeNode()
+    damaged.removeAll { $0.first == first }
+    allocator.releaseNode(write.first, write.second)
+    let node = TreeNode(write.memory)
+    node.identify(
+      first: first, second: second, owner: node.owner, birth: node.birth, checkpoint: checkpoint)
+    _ = node.seal(scratch)
+    return NodeWrite(slot: write.slot, memory: write.memory, first: first, second: second)
   }
 
   // MARK: Verification
