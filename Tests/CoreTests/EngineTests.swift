@@ -252,6 +252,27 @@ func pattern(_ seed: UInt64, _ count: Int) -> [UInt8] {
     #expect(used(pool) <= before + 1 << 20)
   }
 
+  @Test func whatWasDeletedJustNowIsRoomForANewDisk() {
+    let pool = MemoryPool()
+    _ = pool.control(.create(name: "a", size: 1 << 30))
+    let disk = pool.open("a")
+    // Larger pieces leave a rest.
+    for (length, from) in [(65536, UInt64(0)), (4096, 1 << 29)] {
+      var at = from
+      while pool.io(.write, disk, at, length, data: pattern(at, length)).status == .ok {
+        at += UInt64(length)
+      }
+    }
+    let new = ControlRequest.create(name: "b", size: 1 << 30)
+    guard case .failed(.noSpace) = pool.control(new) else {
+      Issue.record("a full pool has room for a disk")
+      return
+    }
+    _ = pool.control(.close(disk))
+    #expect(isDone(pool.control(.delete(name: "a", withSnapshots: false, force: false))))
+    #expect(isDone(pool.control(new)))
+  }
+
   @Test func theLogWrapsManyTimes() {
     let pool = MemoryPool()
     _ = pool.control(.create(name: "a", size: 1 << 30))

@@ -23,20 +23,13 @@ final class ControlJob {
   var progress = 0
   // rollback
   var paused: VirtualDisk?
-  // flush
+  /// Whether it waits for destaging, and how far that must get: a frame, or a number of cycles.
+  var awaitsCycle = false
   var goal: FrameSequence = 0
 
   init(_ request: ControlRequest, token: UInt64) {
     self.request = request
     self.token = token
-  }
-
-  /// Whether it waits for the end of a destaging cycle.
-  var awaitsCycle: Bool {
-    switch request {
-    case .flush, .addVolume: true
-    default: false
-    }
   }
 
   var mayRunWhileStopping: Bool {
@@ -55,7 +48,15 @@ extension Engine {
     }
     let job = ControlJob(request, token: token)
     jobs.append(job)
-    if job.awaitsCycle { cycleAwaiters += 1 }
+    switch request {
+    case .flush, .addVolume: awaitCycle(job)
+    default: break
+    }
+  }
+
+  private func awaitCycle(_ job: ControlJob) {
+    job.awaitsCycle = true
+    cycleAwaiters += 1
   }
 
   func runJobs() {
@@ -246,6 +247,30 @@ extension Engine {
       && pool.log.hasRoom(table: 16 * 1024, payload: 0) && !pool.log.isBroken
   }
 
+  /// Whether there is room for what a new disk or a mark brings with it: behind a mark each logged
+  /// write needs a home of its own, also one that would have gone to a block that the disk had alone,
+  /// so all that is promised must be there. False until some cycles have given back what was deleted or
+  /// trimmed before; throws when that has not helped.
+  func hasRoomForCopies(_ job: ControlJob) throws(ControlError) -> Bool {
+    if pool.space.available + pool.space.backable >= pool.reservedBlocks + 16 { return true }
+    let mayHelp = destager.hasWork || !destager.isIdle || spaceKeeper.isPunching
+    guard mayHelp, !destager.isHeld, !destager.isWaitingForDevice,
+      !job.awaitsCycle || destager.cycles < job.goal
+    else { throw .noSpace }
+    if !job.awaitsCycle {
+      // One may be about to end, and what the next one frees may have to be punched first.
+      job.goal = destager.cycles + 3
+      awaitCycle(job)
+    }
+    // Meanwhile others go on, those that delete something above all.
+    if structuralJob === job {
+      structuralJob = nil
+      job.progress = 0
+      resume(job)
+    }
+    return false
+  }
+
   /// Appends records in one frame and makes the job wait until it counts.
   func log(_ job: ControlJob, _ records: [LogRecord]) -> ControlReply? {
     var frame: LogWriter.Frame?
@@ -335,9 +360,7 @@ extension Engine {
     guard mayLog(job) else { return nil }
     let found = try pool.catalog.resolve(path)
     if found.target != nil { throw ControlError.alreadyExists(name) }
-    if pool.space.available <= pool.reservedBlocks + 16, pool.space.backable == 0 {
-      throw ControlError.noSpace
-    }
+    guard try hasRoomForCopies(job) else { return nil }
     var (records, parent) = try directories(path, found, name: name)
     records.append(
       .create(

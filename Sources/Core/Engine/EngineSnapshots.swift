@@ -72,7 +72,7 @@ extension Engine {
     guard !records.isEmpty, pool.log.hasRoom(table: table, payload: 0) else {
       return records.isEmpty ? .done : nil
     }
-    try requireRoomForCopies()
+    guard try hasRoomForCopies(job) else { return nil }
     if pool.frozen.count >= Self.mostFrozen, !destager.isHeld { return nil }
     let first = pool.catalog.takeObjectID(count: records.count)
     for (i, record) in records.enumerated() {
@@ -85,12 +85,6 @@ extension Engine {
   }
   /// Bytes of the marks of one call; they are in one frame.
   private static let largestGroup = 56 * 1024
-
-  /// Behind a mark each logged write needs a home of its own, also one that would have gone to a block
-  /// that the disk had alone: all that is promised must be there.
-  private func requireRoomForCopies() throws(ControlError) {
-    if pool.space.available + pool.space.backable < pool.reservedBlocks + 16 { throw .noSpace }
-  }
 
   func deleteSnapshot(_ job: ControlJob, _ name: SnapshotName) throws -> ControlReply? {
     if job.stage == 1 { return outcome(job) }
@@ -151,7 +145,7 @@ extension Engine {
     guard mayLog(job) else { return nil }
     let found = try find(name)
     try refuseInUse(found.disk, name.disk, force: force)
-    try requireRoomForCopies()
+    guard try hasRoomForCopies(job) else { return nil }
     // No request may see both states: those under way end first, and new ones wait.
     structuralJob = job
     let disk = pool.disk(found.disk)
@@ -178,12 +172,12 @@ extension Engine {
     if let count { _ = try NameRules.segments(of: "\(new)-\(count)") }
     guard mayLog(job) else { return nil }
     let found = try find(name)
-    try requireRoomForCopies()
     // The parent directory is that of the first clone's name, for there is none without a number.
     var firstPath = path
     if count != nil { firstPath[path.count - 1] += Array("-1".utf8) }
     let place = try pool.catalog.resolve(firstPath)
     if place.target != nil { throw ControlError.alreadyExists(count == nil ? new : "\(new)-1") }
+    guard try hasRoomForCopies(job) else { return nil }
     // Others have to wait while the rest of the names are looked up.
     structuralJob = job
     var batch = CloneBatch(
