@@ -7,7 +7,7 @@ struct CyclePortionTests {
   private static let log: UInt64 = 10_000 << 20
 
   private func share(_ portion: CyclePortion) -> UInt64 {
-    portion.bytes(of: Self.log) * 1000 / Self.log
+    portion.bytes(of: Self.log, blocks: 16_000, withoutHome: 1_000) * 1000 / Self.log
   }
 
   @Test func littleWhereFewNodesAreWritten() {
@@ -15,7 +15,8 @@ struct CyclePortionTests {
     #expect(share(portion) == 100)
     portion.note(blocks: 100_000, firstHomes: 0, nodes: 1_000)
     #expect(share(portion) == 100)
-    #expect(portion.bytes(of: 100 << 20) == 64 << 20, "never less than 64 MiB")
+    #expect(
+      portion.bytes(of: 100 << 20, blocks: 0, withoutHome: 0) == 64 << 20, "never less than 64 MiB")
   }
 
   @Test func moreWhereNodesAreMany() {
@@ -41,6 +42,7 @@ struct CyclePortionTests {
     #expect(share(portion) == 1000)
     portion.note(blocks: 16_000, firstHomes: 0, nodes: 1)
     #expect(share(portion) == 100)
+    #expect(portion.bytes(of: Self.log, blocks: 16_000, withoutHome: 1_001) == Self.log)
   }
 
   @Test func smallCyclesSayNothing() {

@@ -19,7 +19,7 @@ struct CyclePortion {
   /// Cycles of fewer blocks say nothing.
   private static let measured: UInt64 = 1000
 
-  /// When more than one block in so many got a first home, the next cycle takes all.
+  /// When more than one block in so many gets a first home, or got one last time, a cycle takes all.
   private static let blocksPerFirstHome: UInt64 = 16
 
   /// A cycle of fewer bytes of the log would be mostly its end, which waits for the devices several times.
@@ -29,8 +29,10 @@ struct CyclePortion {
 
   init(least: UInt64) { self.least = least }
 
-  func bytes(of capacity: UInt64) -> UInt64 {
-    givesFirstHomes ? capacity : max(capacity / 1000 * UInt64(share), least)
+  /// How much of the log a cycle takes, when so many of the blocks in it surely have no home yet.
+  func bytes(of capacity: UInt64, blocks: Int, withoutHome: UInt64) -> UInt64 {
+    givesFirstHomes || withoutHome * Self.blocksPerFirstHome > UInt64(blocks)
+      ? capacity : max(capacity / 1000 * UInt64(share), least)
   }
 
   /// A cycle that was to make room has brought so many blocks home, some of them to first homes, and

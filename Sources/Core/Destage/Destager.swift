@@ -193,7 +193,10 @@ package final class Destager {
     let all = pool.log.appliedCut
     share = 1
     guard isForRoom, !relocateAll, !sweep.homesAreSlow else { return all }
-    let part = pool.log.cut(behind: portion.bytes(of: pool.log.geometry.capacity))
+    let part = pool.log.cut(
+      behind: portion.bytes(
+        of: pool.log.geometry.capacity, blocks: pool.index.blocksLogged,
+        withoutHome: pool.layers.blocksWithoutHome))
     guard part.sequence < all.sequence else { return all }
     let tail = pool.log.geometry.start(ofSegment: pool.log.tailSegment)
     share = Double(part.position - tail) / Double(pool.log.usedBytes)

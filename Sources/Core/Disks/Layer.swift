@@ -101,6 +101,15 @@ package struct LayerTable {
     return layer
   }
 
+  /// Blocks that have no home yet, as there are more of their layer in the log than at home; at least.
+  package var blocksWithoutHome: UInt64 {
+    slots.reduce(0) { sum, layer in
+      guard let layer else { return sum }
+      let logged = UInt64(max(layer.loggedBlocks, 0))
+      return sum + (logged > layer.usedBlocks ? logged - layer.usedBlocks : 0)
+    }
+  }
+
   package mutating func remove(_ layer: Layer) {
     invariant(self[layer.slot] === layer, "a layer is removed twice")
     slots[Int(layer.slot)] = nil
