@@ -141,3 +141,19 @@ private func rollback(_ disk: UInt64, to snapshot: UInt64, former: UInt64) -> Lo
   pool.log.frame([LogBuilder.Write(object: 100, block: 11, stamp: 1)], durable: 1)
   #expect(pool.check().complaints == [])
 }
+
+@Test func theHomesOfADiskThatTheLogDeletesOrRollsBackAreNoDamage() {
+  func damage(_ records: [LogRecord]) -> [String] {
+    let (pool, branches) = branchSample()
+    pool.build()
+    let home = branches.objects[100]!.blocks[0]!.address
+    pool.volumes[home.volume].flip(home.byteOffset)
+    pool.log.frame(records: records)
+    let report = pool.check()
+    #expect(report.complaintCount == report.damagedBlocks.count)
+    return report.damagedBlocks.compactMap(\.disk)
+  }
+  #expect(damage([rollback(110, to: 210, former: 500)]) == ["golden"])
+  #expect(damage([rollback(100, to: 200, former: 500)]) == [])
+  #expect(damage([remove(100, .disk, under: 1, "golden", snapshots: 3)]) == [])
+}
