@@ -123,12 +123,21 @@ struct EngineDestageTests {
     isHeldUp = false
     pool.run { pool.replies[1 << 40] != nil }
     #expect(isDone(pool.control(.flush)))
+    // So does the first block of a run: they are twice as long each time, from 16 on.
+    let runStart: UInt64 = 16 * 127
+    #expect(late.contains(runStart))
+    #expect(home(pool, disk, runStart) == home(pool, disk, runStart - 1).map { $0 + 1 })
 
     let reads = scan(pool, count: count) { block in
       pattern(late.contains(block) ? block + 10_000 : block, 4096)
     }
     // 50 pieces, the map's leaves, and here and there the end of a run.
     #expect(reads < 150)
+  }
+
+  /// Where a block of a disk lies in vSpace; its map is in memory.
+  private func home(_ pool: MemoryPool, _ disk: DiskHandle, _ block: UInt64) -> BlockAddress? {
+    (try? pool.engine.pool.disks.resolve(disk)?.layer.ownHome(of: BlockIndex(block))) ?? nil
   }
 
   /// What `scatter` has written, after a restart.

@@ -144,6 +144,50 @@ private func makeMap(
     #expect(chunks.count == 2)
   }
 
+  @Test func nodesLeaveThePlacesBetweenDataAlone() throws {
+    let (map, _) = try makeMap([device(2048 * mebi)])
+    try map.prepareNodes(1)
+    var places: [BlockAddress] = []
+    var end: BlockAddress?
+    // Half a group, a block in ten of it free.
+    for _ in 0..<16 {
+      let run = try #require(try map.allocateRun(near: end, want: 8192, minimum: 4096))
+      end = run.end
+      for offset in stride(from: UInt64(5), to: UInt64(run.count), by: 10) {
+        places.append(run.address + offset)
+        map.returnRun(BlockRun(run.address + offset, 1))
+      }
+    }
+    // More than the chunks that nodes have begun can hold.
+    for _ in 0..<20_000 {
+      try map.prepareNodes(1)
+      _ = map.takeNode()
+    }
+    #expect(places.allSatisfy { map.allocate(at: $0) })
+    map.verify()
+  }
+
+  @Test func nodesTakeWhateverIsLeft() throws {
+    let (map, _) = try makeMap([device(256 * mebi)])
+    let free = map.backedFree
+    for _ in 0..<free / 2 {
+      try map.prepareNodes(1)
+      _ = map.takeNode()
+    }
+    #expect(map.backedFree == free % 2)
+    map.verify()
+  }
+
+  @Test func dataGoesOnBesideAChunkThatNodesHaveBegun() throws {
+    let (map, _) = try makeMap([device(1024 * mebi)])
+    let run = try #require(try map.allocateRun(near: nil, want: 64, minimum: 16))
+    try map.prepareNodes(1)
+    let node = map.takeNode()
+    #expect(node.first.block / 8192 == run.address.block / 8192)
+    let next = try #require(try map.allocateRun(near: run.end, want: 64, minimum: 1))
+    #expect(![node.first, node.second].contains { $0.block / 8192 == next.address.block / 8192 })
+  }
+
   @Test func releasedBlocksAreNotReusedBeforeTheRootIsDurable() throws {
     let (map, store) = try makeMap([device(64 * mebi)])
     let run = try #require(try map.allocateRun(near: nil, want: 64, minimum: 64))

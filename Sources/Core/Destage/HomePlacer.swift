@@ -21,12 +21,13 @@ struct HomePlacer {
       } else {
         front = try layer.ownHome(of: BlockIndex(key.block.raw - 1))
       }
-      if let front, pool.space.allocate(at: front + 1) {
+      // Behind the last home the run goes on, or the next one does.
+      if let front, front != layer.lastHome, pool.space.allocate(at: front + 1) {
         layer.placesLeft -= 1
         return front + 1
       }
     }
-    let home = try takeNext(layer)
+    guard let home = try takeNext(layer) else { throw .noSpace }
     placedEnd = key.raw + 1
     return home
   }
@@ -35,34 +36,25 @@ struct HomePlacer {
   /// its neighbours is kept free until then.
   mutating func leavePlace(for entry: IndexEntry) throws(SpaceWait) {
     guard entry.kind == .log, entry.key.raw == placedEnd,
-      let layer = pool.layers[entry.key.slot], layer.map != nil, let run = layer.run,
-      try layer.ownHome(of: entry.key.block) == nil
+      let layer = pool.layers[entry.key.slot], layer.map != nil,
+      try layer.ownHome(of: entry.key.block) == nil, let place = try takeNext(layer)
     else { return }
-    pool.space.returnRun(BlockRun(run.address, 1))
+    pool.space.returnRun(BlockRun(place, 1))
     layer.placesLeft += 1
-    advance(layer, run)
     placedEnd += 1
   }
 
-  /// The next place of the disk's run, of a new one where there is none.
-  private func takeNext(_ layer: Layer) throws(SpaceWait) -> BlockAddress {
+  /// The next place of the disk's run, of a new one where there is none; nil: no space.
+  private func takeNext(_ layer: Layer) throws(SpaceWait) -> BlockAddress? {
     if layer.run == nil {
       let near = layer.lastHome.map { $0 + 1 }
-      guard
-        let run = try pool.space.allocateRun(
-          near: near, want: layer.runLength, minimum: 1, promised: true)
-      else { throw .noSpace }
-      layer.run = run
+      layer.run = try pool.space.allocateRun(
+        near: near, want: layer.runLength, minimum: 1, promised: true)
       layer.runLength = min(layer.runLength * 2, 4096)
     }
-    let run = layer.run!
-    advance(layer, run)
-    return run.address
-  }
-
-  /// The run's first place is done with.
-  private func advance(_ layer: Layer, _ run: BlockRun) {
+    guard let run = layer.run else { return nil }
     layer.lastHome = run.address
     layer.run = run.count > 1 ? BlockRun(run.address + 1, run.count - 1) : nil
+    return run.address
   }
 }

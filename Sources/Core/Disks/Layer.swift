@@ -105,7 +105,7 @@ package struct LayerTable {
   package var blocksWithoutHome: UInt64 {
     slots.reduce(0) { sum, layer in
       guard let layer else { return sum }
-      let logged = UInt64(max(layer.loggedBlocks, 0))
+      let logged = UInt64(layer.loggedBlocks)
       return sum + (logged > layer.usedBlocks ? logged - layer.usedBlocks : 0)
     }
   }

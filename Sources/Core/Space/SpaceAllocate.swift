@@ -7,10 +7,12 @@
 // vain again; a few groups are tried for the full length, then the target is quartered, down to the
 // minimum. For the minimum every group that may serve is tried, so that no space stays unfound.
 //
-// Data keeps away from chunks that hold metadata nodes as long as the group has others, metadata
-// seeks them: nodes stay close together. Nodes are single blocks, so metadata takes the next free ones
-// of a chunk, however few they are in one place: to look for longer runs would mean a search through
-// the group for each few nodes, where space is in pieces.
+// Data keeps away from chunks that hold metadata nodes as long as there are others, metadata seeks
+// them: nodes stay close together. Nodes are single blocks, so metadata takes the next free ones of its
+// chunks, however few they are in one place: to look for longer runs would mean a search through the
+// group for each few nodes, where space is in pieces. When its chunks are full it goes on in one that
+// is mostly free: among data, free blocks may be places that were left for more data (HomePlacer).
+// Either takes what the other has, in the end.
 
 extension SpaceMap {
   /// What a search is for.
@@ -18,6 +20,8 @@ extension SpaceMap {
     var want: Int
     var minimum: Int
     var forMetadata = false
+    /// Metadata: a chunk without nodes serves only with so many available blocks.
+    var spare = 0
     /// Metadata: the chunks around this one don't serve, nor, with `otherVolume`, its volume.
     var apartFrom: BlockAddress?
     var otherVolume = false
@@ -161,7 +165,9 @@ extension SpaceMap {
     let chunk = Int(near.block) / SpaceFormat.chunkBlocks
     let g = chunk / SpaceFormat.chunksPerGroup
     guard volume.group(g).available >= search.minimum else { return nil }
-    if !isExcluded(volume, chunk, search), let slot = try usable(volume, chunk) {
+    if !isExcluded(volume, chunk, search), let slot = try usable(volume, chunk),
+      search.forMetadata || !table.infos[slot].isMetadata
+    {
       let at = Int(near.block) % SpaceFormat.chunkBlocks
       let exact = table.runLength(slot, at: at, limit: search.want)
       if exact >= search.minimum {
@@ -199,8 +205,13 @@ extension SpaceMap {
         }
         if sweep == 0 && !isPreferred(volume, chunk, search) { continue }
         guard let slot = try usable(volume, chunk) else { continue }
-        if table.infos[slot].available < UInt16(target) {
-          longest = max(longest, Int(table.infos[slot].available))
+        let available = Int(table.infos[slot].available)
+        if available < target {
+          longest = max(longest, available)
+          continue
+        }
+        if !suits(table.infos[slot], search, target: target) {
+          isPartial = true
           continue
         }
         let found = find(slot, from: 0, search)
@@ -234,6 +245,12 @@ extension SpaceMap {
     let key = UInt64(volume.index) << 48 | UInt64(chunk)
     guard let slot = table.find(key) else { return !search.forMetadata }
     return table.infos[slot].isMetadata == search.forMetadata
+  }
+
+  /// Whether a chunk may serve: one of the search's own kind always, of the other in need.
+  private func suits(_ chunk: ChunkInfo, _ search: RunSearch, target: Int) -> Bool {
+    chunk.isMetadata == search.forMetadata
+      || (search.forMetadata ? Int(chunk.available) >= search.spare : target == search.minimum)
   }
 
   /// Whether a chunk is too close to what the run shall be apart from.

@@ -139,6 +139,7 @@ extension SpaceMap {
   package func rootDurable(limit: Int = .max) {
     durableReleases += committedReleases
     committedReleases = 0
+    nodes.takesAnything = false
     freeReleased(limit: limit)
   }
 

@@ -11,6 +11,9 @@ struct NodeStash {
   var first = BlockAddress.none
   var second = BlockAddress.none
 
+  /// No chunk had space to spare, so until a root is durable none is looked for.
+  var takesAnything = false
+
   var count: Int { pairs.count - head }
 }
 
@@ -48,7 +51,7 @@ extension SpaceMap {
   /// Finds a run for the first copies and one for the second, and pairs their blocks.
   private func addPairs() throws(SpaceWait) {
     var search = RunSearch(want: Self.pairsPerRefill, minimum: 1, forMetadata: true)
-    guard var a = try findRun(near: nodes.first.isNone ? nil : nodes.first, search) else {
+    guard var a = try findNodes(near: nodes.first, search) else {
       if let range = try backingForRuns() { throw .backing(range) }
       throw .noSpace
     }
@@ -76,18 +79,32 @@ extension SpaceMap {
   /// A run for the second copies: on another volume, else apart, else anywhere.
   private func findSecond(_ search: RunSearch) throws(SpaceWait) -> BlockRun? {
     var search = search
-    let near = nodes.second.isNone ? nil : nodes.second
+    let near = nodes.second
     search.otherVolume = true
-    if let run = try findRun(near: near, search) { return taken(run) }
+    if let run = try findNodes(near: near, search) { return taken(run) }
     if let range = try backingForSecond(search, otherVolume: true) { throw .backing(range) }
     search.otherVolume = false
-    if let run = try findRun(near: near, search) { return taken(run) }
+    if let run = try findNodes(near: near, search) { return taken(run) }
     if let range = try backingForSecond(search, otherVolume: false) { throw .backing(range) }
     while search.chunksApart > 0 {
       search.chunksApart -= 1
-      if let run = try findRun(near: near, search) { return taken(run) }
+      if let run = try findNodes(near: near, search) { return taken(run) }
     }
     return nil
+  }
+
+  /// In a chunk that nodes have begun, else in one that is mostly free, else anywhere.
+  private func findNodes(near: BlockAddress, _ search: RunSearch) throws(SpaceWait) -> BlockRun? {
+    var search = search
+    let near = near.isNone ? nil : near
+    if !nodes.takesAnything {
+      search.spare = SpaceFormat.chunkBlocks * 3 / 4
+      if let run = try findRun(near: near, search) { return run }
+      search.spare = 0
+    }
+    guard let run = try findRun(near: near, search) else { return nil }
+    nodes.takesAnything = true
+    return run
   }
 
   private func taken(_ run: BlockRun) -> BlockRun {
