@@ -338,4 +338,28 @@ private func makeMap(
     #expect(again.used > used)
     again.verify()
   }
+
+  @Test func aBitmapThatItsDeviceRefusesToReadIsWaitedFor() throws {
+    let (map, store) = try makeMap([device(256 * mebi)])
+    let run = try #require(try map.allocateRun(near: nil, want: 64, minimum: 64))
+    map.noteAllocated(run.address, run.count)
+    try map.commit()
+    let again = SpaceMap()
+    again.addVolume(0, device(256 * mebi))
+    let store2 = ToyStore(map: again, durable: store.checkpoint(), seed: 1, missRate: 0)
+    again.attach(store2)
+    try again.open()
+    store2.isDown = true
+    #expect(try again.allocateRun(near: run.end, want: 64, minimum: 1) == nil)
+    again.noteReleased(run.address, run.count)
+    #expect(throws: SpaceWait.damaged(.none)) { try again.commit() }
+    store2.isDown = false
+    let other = try #require(try again.allocateRun(near: nil, want: 64, minimum: 64))
+    again.returnRun(other)
+    try again.commit()
+    again.rootDurable()
+    #expect(again.leaked == 0)
+    #expect(try again.reserve(run.address, run.count))
+    again.verify()
+  }
 }

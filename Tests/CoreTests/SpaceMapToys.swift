@@ -19,6 +19,8 @@ final class ToyStore: ChunkStore {
   /// One access in so many finds its leaf absent; 0: never.
   var missRate: UInt64
   var misses = 0
+  /// Its device refuses to read.
+  var isDown = false
   var took: (BlockAddress) -> Void = { _ in }
   var released: (BlockAddress) -> Void = { _ in }
 
@@ -52,6 +54,7 @@ final class ToyStore: ChunkStore {
   private func leaf(_ key: SpaceKey) -> SpaceKey { SpaceKey(hi: key.hi, lo: key.lo / 3) }
 
   private func touch(_ key: SpaceKey) throws(SpaceWait) {
+    if isDown { throw .damaged(.none) }
     guard missRate > 0 else { return }
     if loaded.remove(leaf(key)) != nil { return }
     if random.oneIn(missRate) {
@@ -79,6 +82,8 @@ final class ToyStore: ChunkStore {
     guard let i = keys.firstIndex(where: { $0 >= key }) else { return nil }
     return (keys[i], view(entries[keys[i]]!))
   }
+
+  func isRefused(_ pointer: NodePointer) -> Bool { isDown }
 
   func put(_ key: SpaceKey, _ value: UnsafeRawBufferPointer) throws(SpaceWait) {
     try map.prepareNodes(4)

@@ -148,7 +148,13 @@ package final class Destager {
       }
       return (nil, true)
     } catch {
-      return (error, false)
+      guard case .damaged(let pointer) = error, pool.store.wasRefused(pointer) else {
+        return (error, false)
+      }
+      // The device is asked again: taken for lost, what the node leads to would be given up.
+      pool.store.forgetRefusals()
+      waitForDevice()
+      return (nil, false)
     }
   }
 
@@ -359,20 +365,9 @@ package final class Destager {
   private func freeDeleted() throws(SpaceWait) -> Bool {
     if !reaper.isSaving {
       for _ in 0..<4 {
-        do throws(SpaceWait) {
-          guard try reaper.advance() else {
-            phase = .commit
-            return true
-          }
-        } catch {
-          guard case .damaged(let pointer) = error, pool.store.isRefused(pointer) else {
-            throw error
-          }
-          // Given up, what it points to would never be free: the device is asked again.
-          pool.store.forgetRefusal(pointer)
-          isWaitingForDevice = true
-          retryAt = now + 1_000_000_000
-          return false
+        guard try reaper.advance() else {
+          phase = .commit
+          return true
         }
         reaped += 1
         if let layer = reaper.layerToFold {

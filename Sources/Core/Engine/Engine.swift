@@ -238,7 +238,14 @@ package final class Engine: BlockEngine {
     pool.log.seal(wallClock: wallClock)
     pool.log.advance()
     if isReady, case .node(let pointer)? = spaceKeeper.maintain(now: now) { startLoad(pointer) }
+    // By now all that waited for them knows.
+    if pool.store.hasRefused, now >= refusedAskedAgainAt {
+      refusedAskedAgainAt = now + 1_000_000_000
+      pool.store.forgetRefusals()
+    }
   }
+  /// When metadata that a device refuses to read is asked for again.
+  private var refusedAskedAgainAt: UInt64 = 0
 
   // MARK: Frames that count
 

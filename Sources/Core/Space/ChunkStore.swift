@@ -8,6 +8,8 @@ package protocol ChunkStore: AnyObject {
   func entry(from key: SpaceKey) throws(SpaceWait) -> (
     key: SpaceKey, value: UnsafeRawBufferPointer
   )?
+  /// Whether what a call threw `.damaged` for is only refused by its device, and not for long yet.
+  func isRefused(_ pointer: NodePointer) -> Bool
   /// Inserts or replaces. Calls back into the space map for node addresses.
   func put(_ key: SpaceKey, _ value: UnsafeRawBufferPointer) throws(SpaceWait)
 }
@@ -48,6 +50,8 @@ extension Tree: ChunkStore {
     guard let entry = try ceiling(TreeKey(hi: key.hi, lo: key.lo)) else { return nil }
     return (SpaceKey(hi: entry.key.hi, lo: entry.key.lo), entry.value.bytes)
   }
+
+  package func isRefused(_ pointer: NodePointer) -> Bool { store.isRefused(pointer) }
 
   package func put(_ key: SpaceKey, _ value: UnsafeRawBufferPointer) throws(SpaceWait) {
     try insertOrReplace(TreeKey(hi: key.hi, lo: key.lo), value)

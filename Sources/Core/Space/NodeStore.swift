@@ -112,7 +112,7 @@ package final class NodeStore {
   private let damagedLimit = 64
   /// Those of them whose copies a device refused to read, and how often it did: it may read them yet.
   private var refused: [(pointer: NodePointer, times: Int)] = []
-  private static let mostRefusals = 10
+  private static let mostRefusals = 60
   /// A block for `TreeNode`'s use.
   let scratch: UnsafeMutableRawPointer
   /// A block for `ExtentMap`'s drafts.
@@ -193,8 +193,17 @@ package final class NodeStore {
     refused.contains { $0.pointer == pointer && $0.times < Self.mostRefusals }
   }
 
-  /// A node that was refused is read anew.
-  package func forgetRefusal(_ pointer: NodePointer) { damaged.removeAll { $0 == pointer } }
+  /// Whether its device refused to read the node when it was last tried, however often it has.
+  package func wasRefused(_ pointer: NodePointer) -> Bool {
+    refused.contains { $0.pointer == pointer }
+  }
+
+  package var hasRefused: Bool { !refused.isEmpty }
+
+  /// What was refused is read anew by whoever needs it.
+  package func forgetRefusals() {
+    damaged.removeAll { pointer in refused.contains { $0.pointer == pointer } }
+  }
 
   /// Forgets what was found damaged, so that it is read anew, after a repair.
   package func forgetDamage() { damaged.removeAll(keepingCapacity: true) }

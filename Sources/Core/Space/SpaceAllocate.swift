@@ -204,7 +204,10 @@ extension SpaceMap {
           continue
         }
         if sweep == 0 && !isPreferred(volume, chunk, search) { continue }
-        guard let slot = try usable(volume, chunk) else { continue }
+        guard let slot = try usable(volume, chunk) else {
+          if !volume.isSparse { isPartial = true }
+          continue
+        }
         let available = Int(table.infos[slot].available)
         if available < target {
           longest = max(longest, available)
@@ -259,11 +262,17 @@ extension SpaceMap {
     return abs(Int(other.block) / SpaceFormat.chunkBlocks - chunk) < search.chunksApart
   }
 
-  /// The chunk's slot; nil when nothing can come from it: a chunk of a sparse file that is not in
-  /// memory has no backed blocks.
+  /// The chunk's slot; nil when nothing can come from it now: a chunk of a sparse file that is not in
+  /// memory has no backed blocks, and a device may refuse to read its bitmap.
   private func usable(_ volume: VolumeSpace, _ chunk: Int) throws(SpaceWait) -> Int? {
     if let slot = table.find(UInt64(volume.index) << 48 | UInt64(chunk)) { return slot }
-    return volume.isSparse ? nil : try load(volume, chunk)
+    if volume.isSparse { return nil }
+    do throws(SpaceWait) {
+      return try load(volume, chunk)
+    } catch {
+      guard case .damaged(let pointer) = error, backend.isRefused(pointer) else { throw error }
+      return nil
+    }
   }
 
   private func run(

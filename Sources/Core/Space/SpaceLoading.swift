@@ -16,7 +16,8 @@ extension SpaceMap {
   }
 
   /// The slot of a chunk, loaded when need be. The slot is valid until the next load. A chunk whose
-  /// bitmap is damaged is in quarantine: it has no blocks to give, and stays in memory.
+  /// bitmap is damaged is in quarantine: it has no blocks to give, and stays in memory. Where a
+  /// device only refuses to read it, `.damaged` is thrown: it is tried again.
   func load(_ volume: VolumeSpace, _ chunk: Int) throws(SpaceWait) -> Int {
     let key = UInt64(volume.index) << 48 | UInt64(chunk)
     if let slot = table.find(key) { return slot }
@@ -25,7 +26,7 @@ extension SpaceMap {
     do throws(SpaceWait) {
       stored = try storedBitmap(volume, chunk)
     } catch {
-      guard case .damaged = error else { throw error }
+      guard case .damaged(let pointer) = error, !backend.isRefused(pointer) else { throw error }
       return try quarantine(volume, chunk)
     }
     makeRoom()
