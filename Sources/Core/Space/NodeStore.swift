@@ -187,8 +187,8 @@ package final class NodeStore {
     return false
   }
 
-  /// Whether the node is only known to be damaged as far as its device refused to read it, some few
-  /// times. Who gives up what damaged nodes point to tries again instead.
+  /// Whether the node is only known to be damaged as far as its device refused to read it, and not
+  /// often yet. Who gives up what damaged nodes point to tries again instead.
   package func isRefused(_ pointer: NodePointer) -> Bool {
     refused.contains { $0.pointer == pointer && $0.times < Self.mostRefusals }
   }
