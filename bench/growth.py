@@ -15,6 +15,8 @@ from loads import GIB, MIB
 from meter import Meter
 
 KIB = 1 << 10
+# Allocation groups of a pool of 1 PiB on 65 volumes.
+GROUPS = 65 * ((16 << 10) - 1)
 WRITE = ["--rw=randwrite", "--bs=4k", "--norandommap"]
 READ = ["--rw=randread", "--bs=4k", "--norandommap"]
 
@@ -110,6 +112,20 @@ def pool_loads(server, targets, region, stride, seconds):
             "memory_mib": server.peak_memory() >> 20}
 
 
+def groups_with_data(path):
+    """How many of a volume's allocation groups of 1 GiB its file has anything in; and all."""
+    with open(path, "rb") as file:
+        size, at, count = os.fstat(file.fileno()).st_size, 0, 0
+        while at < size:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            count += 1
+            at = (at // GIB + 1) * GIB
+    return count, -(-size // GIB)
+
+
 def larger_pool(directory, quick, wanted=10_000_000):
     """A pool of 1 TiB with little in it, and one of 1 PiB whose map is many times the cache."""
     stride, disks, seconds = 64 * KIB, 64, 1 if quick else 6
@@ -121,7 +137,13 @@ def larger_pool(directory, quick, wanted=10_000_000):
     each = extents // disks
     options = {"log": "1G" if quick else "4G", "arguments": ["--cache", cache]}
     cases = []
-    simple = servers.Sluice(directory, disks, GIB, **options)
+    small, petabyte, scattered = servers.Sluice, servers.SluicePetabyte, []
+    if servers.OnLoops.are_possible():
+        # Homes go to all groups in turn, as an old pool would have them: sparse files would have to be
+        # allocated by 32 MiB for each.
+        small, petabyte = servers.SluiceOnLoops, servers.PetabyteOnLoops
+        scattered = ["--scatter", str(max(extents // GROUPS, 1))]
+    simple = small(directory, disks, GIB, **options)
     try:
         targets = [simple.uri(disk) for disk in range(disks)]
         region = (4 if quick else 16) * MIB
@@ -130,16 +152,16 @@ def larger_pool(directory, quick, wanted=10_000_000):
                       **pool_loads(simple, targets, region, 4 * KIB, seconds)})
     finally:
         simple.remove()
-    large = servers.SluicePetabyte(directory, disks, each * stride, **options)
+    large = petabyte(directory, disks, each * stride, log=options["log"],
+                     arguments=[*options["arguments"], *scattered])
     try:
         targets = [large.uri(disk) for disk in range(disks)]
-        empty = [os.stat(path).st_blocks for path in large.volumes()]
         # One block, then a hole up to the next place: an extent each.
         work = [f"--rw=write:{stride - 4 * KIB}", "--bs=4k", "--iodepth=4",
                 f"--size={each * stride}", f"--io_size={each * 4 * KIB}"]
         filling = run(large, targets, work, settle=True)
-        used = [path for path, before in zip(large.volumes(), empty)
-                if os.stat(path).st_blocks - before > MIB // 512]
+        used, groups = map(sum, zip(*map(groups_with_data, large.volumes())))
+        large.arguments = options["arguments"]
         cases.append({"name": f"1 PiB, {extents / 1e6:.2g} million extents",
                       **pool_loads(large, targets, each * stride, stride, seconds)})
         opening, peak = large.opening, large.peak_memory()
@@ -150,8 +172,10 @@ def larger_pool(directory, quick, wanted=10_000_000):
     return {
         "title": "A larger pool and map", "axis": "pool", "cases": cases,
         "what": f"64 clients at QD1, 4 KiB random, each on a disk of its own, with a cache of "
-        f"{cache}iB; the daemon started anew before each run. In the large pool (65 sparse files) "
-        "every written block is an extent, 64 KiB from the next.",
+        f"{cache}iB; the daemon started anew before each run. In the large pool (65 sparse files"
+        f"{', served as block devices, as is the small one' if scattered else ''}) "
+        "every written block is an extent, 64 KiB from the next"
+        f"{'; homes were given in all groups in turn' if scattered else ''}.",
         "keys": {"read_iops": "cold read IOPS", "read_own_us": "server's CPU µs a read",
                  "read_moved_ratio": "bytes read / asked for", "write_iops": "write IOPS",
                  "write_own_us": "server's CPU µs a write, way home included",
@@ -161,9 +185,10 @@ def larger_pool(directory, quick, wanted=10_000_000):
         "drawn": {"read_iops": "cold read IOPS", "read_own_us": "CPU a read",
                   "write_iops": "write IOPS", "write_own_us": "CPU a write"},
         "peak": peak, "extents": extents, "fill_iops": filling["iops"],
-        "open_seconds": round(opening, 2), "volumes_used": len(used),
+        "open_seconds": round(opening, 2), "groups_used": used,
         "map_times_cache": round(times, 1),
-        "notes": [f"the map is {times:.1f} times the cache; {len(used)} of 65 volumes hold data; "
+        "notes": [f"the map is {times:.1f} times the cache; {used:,} of {groups:,} allocation groups "
+                  "hold data; "
                   f"extents were written at {filling['iops']:,.0f} a second; the pool opened in "
                   f"{opening:.2f} s"
                   + ("" if extents == wanted else f"; room for {extents:,} of {wanted:,} extents")],

@@ -99,6 +99,7 @@ def local(sizes):
     blenders = ("raw", "qcow2", "nbdkit-file", *NULLS)
     singles = (*PEERS, *NULLS)
     dsync = tuple([*write, "--iodepth=1", "--sync=dsync", *region, *timed])
+    durable_deep = tuple([*deep, "--sync=dsync", *timed])
     in_flight = {f"{name}+flush8": Side(name, tuple([*deep, "--fsync=8", *window]))
                  for name in PEERS}
     return [
@@ -121,8 +122,9 @@ def local(sizes):
              "bare": Side("bare", dsync)}, (added(20, "bare", "null"), cheap()),
             "time of a write and its flush together", quick=True),
         Row("write32", "4K random write QD32, log has room", "iops",
-            alike([*deep, *timed], singles), (cheap(),),
-            "every acknowledgement of Sluice's is durable, no peer's is", quick=True),
+            {**alike([*deep, *timed], singles), "bare": Side("bare", durable_deep)}, (cheap(),),
+            "every acknowledgement of Sluice's and of the bare device's is durable, no peer's is",
+            quick=True),
         Row("write32-sustained", "4K random write QD32, every ack durable, sustained", "iops",
             {**alike([*deep, *window], PEERS, ours="sluice-small-log"), **in_flight},
             (*(at_least(2, name) for name in in_flight), *(at_least(1, name) for name in PEERS)),
@@ -151,12 +153,15 @@ def local(sizes):
                   ("nbdkit-file", *NULLS)), (at_least(0.8, "null"),), "likewise",
             kind="cached"),
         Row("seqwrite", "sequential write, 1 MiB QD8, then flush", "mb_s",
-            alike(["--rw=write", "--bs=1m", "--iodepth=8", "--end_fsync=1", *region, *timed],
-                  singles), sequential(),
-            "over a region that was written before, from its start on", quick=True),
+            {**alike(["--rw=write", "--bs=1m", "--iodepth=8", "--end_fsync=1", *region], singles),
+             "bare": Side("bare", ("--rw=write", "--bs=1m", "--iodepth=8", "--sync=dsync",
+                                   *region))}, sequential(),
+            "once over a region that was written before; bare: each write durable, like Sluice's",
+            quick=True),
         Row("seqread", "sequential read, 1 MiB QD8", "mb_s",
-            alike(["--rw=read", "--bs=1m", "--iodepth=8", *region, *timed], (*singles, "bare")),
-            sequential(), "everything at home, caches dropped, the daemon started anew",
+            alike(["--rw=read", "--bs=1m", "--iodepth=8", *region], (*singles, "bare")),
+            sequential(), "once over the region; everything at home, caches dropped, the daemon "
+            "started anew",
             kind="cold", quick=True),
         first_write(sizes, write),
         Row("amplification", "bytes to devices / bytes from guests, 4K random write QD32",

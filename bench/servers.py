@@ -148,6 +148,7 @@ class Server:
 
 class Sluice(Server):
     name = "sluice"
+    volume_count, volume_size = 1, "1T"
 
     def __init__(self, directory, disks, disk_size, devices=LOCAL, log="10G", arguments=()):
         self.log = log
@@ -166,10 +167,21 @@ class Sluice(Server):
             api.call("POST", "/v1/disks", {"name": f"disk{disk}", "size": self.disk_size})
         api.close()
 
+    def volumes(self):
+        """The files that hold the volumes."""
+        return [self.file(f"vspace{number}.img") for number in range(self.volume_count)]
+
+    def spaces(self):
+        """The volumes as `pool create` wants them."""
+        return [f"{path}:{self.volume_size}" for path in self.volumes()]
+
     def create(self):
-        self.cli("pool", "create", self.directory, "--log",
-                 f"{self.file('vlog.img')}:{self.log}", "--space",
-                 f"{self.file('vspace0.img')}:1T", pool=False)
+        words = ["pool", "create", self.directory, "--log", f"{self.file('vlog.img')}:{self.log}"]
+        for space in self.spaces():
+            words += ["--space", space]
+        began = time.monotonic()
+        self.cli(*words, pool=False)
+        self.creating = time.monotonic() - began
 
     def serve(self, timeout=60):
         """Starts the daemon; returns the seconds until it is ready."""
@@ -267,20 +279,44 @@ class SluicePetabyte(Sluice):
 
     name = "sluice-petabyte"
 
-    def volumes(self):
-        return [self.file(f"vspace{number}.img") for number in range(65)]
-
-    def create(self):
-        words = ["pool", "create", self.directory, "--log", f"{self.file('vlog.img')}:{self.log}"]
-        for path in self.volumes():
-            words += ["--space", f"{path}:{(16 << 10) - 1}G"]
-        began = time.monotonic()
-        self.cli(*words, pool=False)
-        self.creating = time.monotonic() - began
+    volume_count, volume_size = 65, f"{(16 << 10) - 1}G"
 
     def serve(self, timeout=600):
         self.opening = super().serve(timeout)
         return self.opening
+
+
+class OnLoops:
+    """Its volumes are block devices over sparse files; only root can have that."""
+
+    loops = ()
+
+    @staticmethod
+    def are_possible():
+        return os.geteuid() == 0 and os.path.exists("/dev/loop-control")
+
+    def spaces(self):
+        self.loops = []
+        for space in super().spaces():
+            path, size = space.rsplit(":", 1)
+            tools.run(["truncate", "--size", size, path])
+            self.loops.append(tools.run(
+                ["losetup", "--find", "--show", "--direct-io=on", path]).stdout.strip())
+        return self.loops
+
+    def remove(self):
+        self.stop()
+        if self.loops:
+            tools.run(["losetup", "--detach", *self.loops])
+        super().remove()
+
+
+class SluiceOnLoops(OnLoops, Sluice):
+    name = "sluice-loops"
+
+
+class PetabyteOnLoops(OnLoops, SluicePetabyte):
+    name = "sluice-petabyte-loops"
 
 
 class ProcessADisk(Server):

@@ -16,6 +16,7 @@ func runServe(_ options: ServeOptions) throws {
   var configuration = try members.configuration()
   configuration.cacheBytes = Int(options.cache.bytes)
   configuration.durability = options.durability == .always ? .always : .flush
+  configuration.scatteredRun = options.scatteredRun
   let listeners = try options.nbd.flatMap {
     try Listener.listen(on: DeviceIO.ListenAddress($0.description))
   }

@@ -14,6 +14,8 @@ package struct ServeOptions: Equatable, Sendable {
   package var cache: ByteSize
   /// The durability of every disk that has not its own.
   package var durability: DiskDurability
+  /// For measuring: runs of data are so long at most, each in another allocation group.
+  package var scatteredRun: Int?
 }
 
 package struct ServeCommand: ParsableCommand {
@@ -46,6 +48,8 @@ package struct ServeCommand: ParsableCommand {
   @Flag(help: "Listen beyond this host although nothing protects the connections.")
   var insecure = false
 
+  @Option(help: .hidden) var scatter: Int?
+
   package init() {}
 
   package func validate() throws { _ = try options() }
@@ -61,7 +65,8 @@ package struct ServeCommand: ParsableCommand {
     let options = ServeOptions(
       pool: pool, nbd: try addresses(nbd, default: nbdSocket(ofPool: pool)),
       api: try addresses(api, default: apiSocket(ofPool: pool)),
-      cache: try byteSize(cache, of: "a cache", in: Self.cacheSizes), durability: durability)
+      cache: try byteSize(cache, of: "a cache", in: Self.cacheSizes), durability: durability,
+      scatteredRun: scatter.map { max($0, 1) })
     var seen: Set<ListenAddress> = []
     for address in options.nbd + options.api where !seen.insert(address).inserted {
       throw ValidationError("the address \(address) is given twice")

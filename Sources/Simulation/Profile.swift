@@ -497,6 +497,7 @@ extension Profile {
     plan.deltaNodes = [0, 1, 64, 64][Int(seed % 4)]
     plan.alwaysScans = seed % 5 == 2
     plan.dividesLog = seed % 3 == 0
+    plan.chunkLimit = seed / 2 % 3 == 1 ? 2 : nil
     plan.logGap = seed % 7 == 3 ? 1 + Int(seed / 7 * 29 % 128) : nil
     return plan
   }

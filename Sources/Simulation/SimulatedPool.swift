@@ -25,6 +25,8 @@ package struct PoolPlan: Sendable {
   package var alwaysScans = false
   /// Cycles may take a small part of the log.
   package var dividesLog = false
+  /// Bitmaps in memory; nil: as many as there are.
+  package var chunkLimit: Int?
 
   package init(seed: UInt64, log: DevicePlan, volumes: [DevicePlan]) {
     self.seed = seed

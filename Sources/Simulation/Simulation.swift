@@ -326,5 +326,6 @@ extension SimulatedPool {
       + (plan.logGap.map { ", log gaps of \($0) blocks" } ?? "")
       + (plan.alwaysScans ? ", scans of the log" : "")
       + (plan.dividesLog ? ", cycles of parts" : "")
+      + (plan.chunkLimit.map { ", \($0) bitmaps in memory" } ?? "")
   }
 }

@@ -72,6 +72,7 @@ extension SimulatedSystem {
       configuration.deltaNodes = pool.plan.deltaNodes
       configuration.logGap = pool.plan.logGap
       configuration.alwaysScans = pool.plan.alwaysScans
+      if let limit = pool.plan.chunkLimit { configuration.chunkLimit = limit }
       if pool.plan.dividesLog { configuration.leastCyclePortion = 1 << 20 }
       return Engine(configuration)
     },

@@ -25,6 +25,8 @@ private final class SpaceModel {
   var crashes = 0
   var outOfSpace = 0
   var misses = 0
+  /// Chunks with held blocks that were out of memory at a time, at most.
+  var sealed = 0
   let missRate: UInt64
 
   init(
@@ -169,6 +171,12 @@ private final class SpaceModel {
     if part.end < run.end { mapped.append(BlockRun(part.end, run.count - skip - count)) }
   }
 
+  func applyDeltas() throws {
+    do {
+      try insist { () throws(SpaceWait) in try map.applyDeltas() }
+    } catch { try meet(error) }
+  }
+
   func checkpoint() throws {
     while true {
       do {
@@ -286,6 +294,7 @@ private final class SpaceModel {
     #expect(map.used == count(.used) - labels + count(.node))
     #expect(map.metadata == count(.node))
     #expect(map.releasedPending == count(.released) + count(.committed) + count(.punching))
+    sealed = max(sealed, map.chunksSealed)
     let stash = map.reserved - count(.reserved)
     #expect(stash >= 0 && stash % 2 == 0 && stash <= 600)
     map.verify()
@@ -300,7 +309,7 @@ private final class SpaceModel {
       case 0..<(grows ? 78 : 35): mapRun()
       case 0..<(grows ? 80 : 45): cancelRun()
       case 0..<85: release()
-      case 85..<88: try insist { () throws(SpaceWait) in try map.applyDeltas() }
+      case 85..<88: try applyDeltas()
       case 88..<91: try nextBacking()
       case 91..<92: map.spaceMayHaveReturned()
       case 92..<97: punch()
@@ -346,10 +355,26 @@ private final class SpaceModel {
     if seed % 2 == 0 { #expect(model.refusals > 0) }
   }
 
-  @Test func chunksComeAndGoInALargeVolume() throws {
+  @Test(arguments: [64, 8])
+  func chunksComeAndGoInALargeVolume(limit: Int) throws {
+    var configuration = configuration()
+    configuration.chunkLimit = limit
     let model = try SpaceModel(
-      [device(1_000_000), device(20_000)], configuration(), budget: 0, seed: 9, missRate: 3)
+      [device(1_000_000, discard: true), device(20_000)], configuration, budget: 0, seed: 9,
+      missRate: 3)
     try model.run(1500)
-    #expect(model.misses > 100)
+    #expect(model.misses > 100 && model.punched > 0)
+    if limit == 8 { #expect(model.sealed > 10) }
+  }
+
+  @Test func chunksComeAndGoInSparseFiles() throws {
+    var configuration = configuration()
+    configuration.chunkLimit = 2
+    let model = try SpaceModel(
+      [
+        device(60_000, sparse: true, discard: true), device(150_007, sparse: true, discard: true),
+      ], configuration, budget: 100_000, seed: 3, missRate: 5)
+    try model.run(1500)
+    #expect(model.punched > 0 && model.sealed > 0)
   }
 }

@@ -66,6 +66,57 @@ private func makeMap(
     #expect(abs(perVolume[0] - perVolume[1]) <= 512)
   }
 
+  @Test func scatteredRunsComeFromAllGroupsInTurn() throws {
+    var configuration = SpaceMap.Configuration()
+    configuration.scatteredRun = 9
+    let (map, _) = try makeMap(
+      [device(64 * 1024 * mebi), device(64 * 1024 * mebi)], configuration)
+    var runs = Array(repeating: 0, count: 2 * 64)
+    var near: BlockAddress?
+    for _ in 0..<3 * runs.count {
+      let run = try #require(try map.allocateRun(near: near, want: 256, minimum: 1))
+      #expect(run.count == 9)
+      runs[run.address.volume * 64 + Int(run.address.block) / SpaceFormat.groupBlocks] += 1
+      near = run.end
+    }
+    #expect(runs.allSatisfy { $0 == 3 })
+  }
+
+  @Test func whatACheckpointChangesInManyChunksDoesNotStayInMemory() throws {
+    var configuration = SpaceMap.Configuration()
+    configuration.chunkLimit = 64
+    let chunks = 3000
+    let (map, _) = try makeMap([device((chunks + 200) * 8192, discard: true)], configuration)
+    let places = (100..<chunks).map { BlockAddress(volume: 0, block: UInt64($0 * 8192 + 64)) }
+    func checkpoint() throws {
+      while try !map.commitSome(limit: 16) { #expect(map.chunksInMemory < 200) }
+      map.rootDurable(limit: 0)
+      while !map.freeReleased(limit: 100) {}
+      map.verify()
+    }
+    for place in places {
+      #expect(try map.reserve(place, 40))
+      map.noteAllocated(place, 40)
+      _ = try map.storeExcess()
+    }
+    try checkpoint()
+    let used = map.used - map.metadata
+    #expect(used == 40 * places.count)
+    for place in places { map.noteReleased(place, 40) }
+    while try !map.commitSome(limit: 16) { #expect(map.chunksInMemory < 200) }
+    #expect(map.chunksSealed > chunks - 400)
+    #expect(map.releasedPending >= 40 * places.count)
+    // They are out of memory, but not to be had.
+    #expect(try !map.reserve(places[0], 40))
+    map.verify()
+    try checkpoint()
+    #expect(map.used == map.metadata && map.chunksSealed > 0)
+    while let range = map.nextPunch() { map.punchDone(range, error: 0) }
+    #expect(map.chunksSealed == 0 && map.releasedPending == 0)
+    #expect(try map.reserve(places[1], 40))
+    map.verify()
+  }
+
   @Test func theMetadataReserveIsKeptFromDataAndGivenToNodes() throws {
     let (map, _) = try makeMap([device(64 * mebi)])
     while try map.allocateRun(near: nil, want: 64, minimum: 1) != nil {}
@@ -270,24 +321,6 @@ private func makeMap(
     for _ in 0..<65 { _ = try map.allocateRun(near: nil, want: 256, minimum: 16) }
     #expect(map.chunksInMemory == 65)
     #expect(map.memoryBytes < 65 * 8192)
-  }
-
-  @Test func chunksInMemoryAreBounded() throws {
-    var configuration = SpaceMap.Configuration()
-    configuration.chunkLimit = 64
-    let (map, store) = try makeMap([device(16384 * mebi)], configuration)
-    for i in 0..<500 {
-      let address = BlockAddress(volume: 0, block: UInt64(i * 8192 + 600))
-      #expect(try map.reserve(address, 4))
-      map.noteAllocated(address, 4)
-      if map.wantsCheckpoint {
-        try map.commit()
-        _ = store.checkpoint()
-        map.rootDurable()
-      }
-    }
-    #expect(map.chunksInMemory < 80)
-    map.verify()
   }
 
   @Test func openRefusesTotalsThatContradictTheGroups() throws {

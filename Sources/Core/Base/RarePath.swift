@@ -11,6 +11,7 @@ package enum RarePath: Int, CaseIterable, Sendable {
   case damagedLogBlock
   case relocatedHome
   case relocatedNode
+  case sealedBitmap
   case healedNode
   case noSpace
   case scarceAdmission

@@ -4,7 +4,7 @@
 //     idle ─▶ begin ─▶ structural ─▶ sweep ⇄ maps ─▶ deleted
 //       ▲                        for each frozen       │
 //       │                        layer, then the rest  ▼
-//       └── finish ◀─ root ◀─ flushVolumes ◀─ logDurable ◀─ nodes ⇄ commit
+//       └─ freeing ◀─ finish ◀─ root ◀─ flushVolumes ◀─ logDurable ◀─ nodes ⇄ commit
 //
 // A cycle has a cut C, the last frame that counted when it began, or an earlier one where only room in
 // the log is wanted (CyclePortion.swift). It applies exactly the records at or before C (R17): first the
@@ -19,7 +19,7 @@
 package final class Destager {
   private enum Phase {
     case idle, begin, structural, sweep, maps, deleted
-    case commit, nodes, logDurable, flushVolumes, root, finish
+    case commit, nodes, logDurable, flushVolumes, root, finish, freeing
   }
 
   private let pool: Pool
@@ -142,9 +142,9 @@ package final class Destager {
     }
     do throws(SpaceWait) {
       for _ in 0..<16 {
-        let movesBlocks = phase == .sweep
+        let takesLong = phase == .sweep || phase == .freeing
         if try !advance() { return (nil, false) }
-        if movesBlocks { break }
+        if takesLong { break }
       }
       return (nil, true)
     } catch {
@@ -174,6 +174,7 @@ package final class Destager {
     case .flushVolumes: return false
     case .root: return false
     case .finish: return finish()
+    case .freeing: return freeReleased()
     }
   }
 
@@ -286,6 +287,7 @@ package final class Destager {
   // MARK: Blocks
 
   private func moveBlocks() throws(SpaceWait) -> Bool {
+    if try pool.space.storeExcess() { return true }
     switch try sweep.step() {
     case .goesOn: return true
     case .waits: return false
@@ -365,11 +367,13 @@ package final class Destager {
   private func freeDeleted() throws(SpaceWait) -> Bool {
     if !reaper.isSaving {
       for _ in 0..<4 {
+        let wasAtWork = reaper.isAtWork
         guard try reaper.advance() else {
           phase = .commit
           return true
         }
         reaped += 1
+        let hasOnlyBegun = !wasAtWork && reaper.isAtWork
         if let layer = reaper.layerToFold {
           // It is written out as those of a sweep are, and the reaper goes on behind that.
           layer.mustFold = true
@@ -377,7 +381,10 @@ package final class Destager {
           phase = .maps
           return true
         }
-        if reaper.wantsSave || pool.space.wantsCheckpoint || pool.store.needsSpill {
+        // A job that is saved before it has done anything would begin anew in each cycle.
+        if reaper.wantsSave
+          || !hasOnlyBegun && (pool.space.wantsCheckpoint || pool.store.needsSpill)
+        {
           reaper.isSaving = true
           break
         }
@@ -406,11 +413,16 @@ package final class Destager {
   }
 
   private func commit() throws(SpaceWait) -> Bool {
+    if pool.store.needsSpill {
+      nodes.spill()
+      return false
+    }
     nodes.hasMoved = false
-    try pool.space.commit()
-    phase = .nodes
+    if try pool.space.commitSome(limit: Self.bitmapsAtATime) { phase = .nodes }
     return true
   }
+  /// At some 5 µs each, and 16 times a turn.
+  private static let bitmapsAtATime = 16
 
   private func writeNodes() throws(SpaceWait) -> Bool {
     if pool.store.dirtyCount > 0 { nodes.write(only: nil) }
@@ -488,7 +500,7 @@ package final class Destager {
     pool.log.checkpoint = pool.root.checkpoint
     pool.log.release(upTo: cut.position)
     pool.catalog.dropOverlay(upTo: cut.sequence)
-    pool.space.rootDurable()
+    pool.space.rootDurable(limit: 0)
     pool.store.beginCheckpoint(pool.root.checkpoint + 1)
     relocateAll = false
     cycles += 1
@@ -501,6 +513,14 @@ package final class Destager {
     for place in 0..<pool.disks.placeCount {
       if let disk = pool.disks.at(place: place) { pool.unloadIfIdle(disk) }
     }
+    phase = .freeing
+    return true
+  }
+
+  /// What the cycle has released becomes free.
+  private func freeReleased() -> Bool {
+    if pool.space.chunksSealed > 0 { pool.paths.hit(.sealedBitmap) }
+    guard pool.space.freeReleased(limit: 4096) else { return true }
     phase = .idle
     return false
   }

@@ -42,6 +42,7 @@ final class Reaper {
 
   /// Trees that must be written before `save`.
   var trees: [Tree] { [job?.map?.tree, job?.list?.tree, job?.childList?.tree].compactMap { $0 } }
+  var isAtWork: Bool { job != nil }
   /// The job has come to its end but for its trees.
   var wantsSave: Bool { job?.isEmpty ?? false }
 

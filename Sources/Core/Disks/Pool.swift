@@ -21,6 +21,10 @@ package struct PoolConfiguration: Sendable {
   package var leastCyclePortion: UInt64 = 64 << 20
   /// For tests: cycles read the log in its own order whether that is worth it or not.
   package var alwaysScans = false
+  /// See `SpaceMap.Configuration.chunkLimit`.
+  package var chunkLimit = 4096
+  /// For measuring: see `SpaceMap.Configuration.scatteredRun`.
+  package var scatteredRun: Int?
   package var fault: PlantedFault?
 
   package init(pool: UUIDBytes, name: String, log: LogGeometry, volumes: [VolumeMember]) {
@@ -73,6 +77,8 @@ package final class Pool {
     log.fault = configuration.fault
     var spaceConfiguration = SpaceMap.Configuration()
     spaceConfiguration.fault = configuration.fault
+    spaceConfiguration.chunkLimit = configuration.chunkLimit
+    spaceConfiguration.scatteredRun = configuration.scatteredRun
     space = SpaceMap(spaceConfiguration)
     store = NodeStore(cache: BlockCache(bytes: configuration.cacheBytes), checkpoint: 1)
     store.allocator = space

@@ -248,7 +248,7 @@ extension SpaceMap {
   /// Before the held blocks of `run` become free: units with every block busy are backed.
   func learnBacking(_ run: BlockRun) {
     let piece = firstPiece(run.address, run.count)
-    let slot = residentSlot(piece.key, "free")
+    guard let slot = table.find(piece.key) else { return }
     for unit in piece.start / unitBlocks...(piece.start + piece.count - 1) / unitBlocks
     where table.freeInUnit(slot, unit) == 0 {
       setBacked(slot, unit: unit, true)

@@ -10,7 +10,8 @@
 // Blocks of the label area and behind the volume's end lie outside first ..< end and are never
 // touched. A fourth, coarse bitmap tells which units of 32 blocks the file system is known to back.
 //
-// A chunk that is dirty, or has reserved or held blocks, or is pinned, stays in memory.
+// A chunk that is dirty, or has reserved blocks, or is pinned, stays in memory. What it has in held
+// blocks must be sealed before it goes (SpaceSealing.swift).
 
 /// 128 KiB, the unit in which files are backed and punched.
 let unitBlocks = 32
@@ -49,7 +50,7 @@ struct ChunkInfo {
   var volume: Int { Int(key >> 48) }
   var chunk: Int { Int(key & 0xFFFF_FFFF_FFFF) }
   var group: Int { chunk / SpaceFormat.chunksPerGroup }
-  var isHeldFast: Bool { isDirty || reserved > 0 || held > 0 || pins > 0 }
+  var isHeldFast: Bool { isDirty || reserved > 0 || pins > 0 }
 }
 
 /// The chunks in memory: slots in slabs, found by an open-addressing hash.
@@ -165,7 +166,9 @@ struct ChunkTable: ~Copyable {
   }
 
   mutating func remove(_ slot: Int) {
-    invariant(infos[slot].isPresent && !infos[slot].isHeldFast, "a chunk in use is dropped")
+    invariant(
+      infos[slot].isPresent && !infos[slot].isHeldFast && infos[slot].held == 0,
+      "a chunk in use is dropped")
     var hole = bucket(of: infos[slot].key)
     while Int(buckets[hole]) != slot + 1 {
       invariant(buckets[hole] != 0, "a chunk in memory is not in the hash")

@@ -46,11 +46,14 @@ extension SpaceMap {
     invariant(minimum > 0 && want >= minimum, "a run of \(want), at least \(minimum), is asked for")
     let least = min(minimum, SpaceFormat.chunkBlocks)
     let free = promised ? max(available, backedFree / 2) : available
-    let most = min(want, SpaceFormat.chunkBlocks, free)
+    let longest = max(least, configuration.scatteredRun ?? SpaceFormat.chunkBlocks)
+    let most = min(want, longest, free)
     if most >= least {
       let search = RunSearch(want: most, minimum: least)
-      if let run = try findRun(near: near, search) {
+      let scatters = configuration.scatteredRun != nil
+      if let run = try findRun(near: scatters ? nil : near, search) {
         take(run)
+        if scatters { volumes[run.address.volume].moveToNextGroup() }
         return run
       }
     }

@@ -12,7 +12,15 @@ extension SpaceMap {
 
   /// Works off what `noteReleased` queued; to be called again after each wait.
   package func applyDeltas() throws(SpaceWait) {
-    while let run = deltas.last {
+    var room = Int.max
+    try applyDeltas(&room)
+  }
+
+  private func applyDeltas(_ room: inout Int) throws(SpaceWait) {
+    while room > 0 {
+      // First, as it may release nodes.
+      _ = try storeExcess()
+      guard let run = deltas.last else { break }
       let piece = firstPiece(run.address, run.count)
       invariant(piece.count == run.count, "a delta crosses chunks")
       let volume = volumes[run.address.volume]
@@ -24,11 +32,24 @@ extension SpaceMap {
         Self.append(run, to: &releases, from: settledReleases)
       }
       deltas.removeLast()
+      room -= 1
     }
-    if dirtyChunks.count > configuration.chunkLimit {
-      var room = Int.max
-      try storeChunks(&room)
+  }
+
+  /// Stores some bitmaps before the commit where so many have changed that memory would be short;
+  /// false when there was no need.
+  package func storeExcess() throws(SpaceWait) -> Bool {
+    if excess == 0 {
+      guard dirtyChunks.count > configuration.chunkLimit / 2 + changedByStoring else {
+        return false
+      }
+      excess = dirtyChunks.count
     }
+    var room = 64
+    try storeChunks(&room)
+    excess = max(0, excess - 64)
+    if excess == 0 { changedByStoring = dirtyChunks.count }
+    return true
   }
 
   /// Stores every change in the space tree; to be called again after each wait. Afterwards only
@@ -40,10 +61,12 @@ extension SpaceMap {
     invariant(isOpen, "a space map is committed before it is open")
     var room = limit
     repeat {
-      try applyDeltas()
+      try applyDeltas(&room)
       try storeChunks(&room)
-      if room <= 0 && !dirtyChunks.isEmpty { return false }
-      try storePages()
+      try storePages(&room)
+      if room <= 0 && !(deltas.isEmpty && dirtyChunks.isEmpty && dirtyPages.isEmpty) {
+        return false
+      }
       try storeTotals()
     } while !deltas.isEmpty || !dirtyChunks.isEmpty || !dirtyPages.isEmpty || totalsAreDirty
     committedReleases = releases.count - durableReleases
@@ -80,11 +103,12 @@ extension SpaceMap {
     }
   }
 
-  private func storePages() throws(SpaceWait) {
+  private func storePages(_ room: inout Int) throws(SpaceWait) {
     let batch = takeSorted(&dirtyPages, <)
     var done = 0
     defer { dirtyPages.append(contentsOf: batch[done...]) }
-    for key in batch {
+    while done < batch.count && room > 0 {
+      let key = batch[done]
       try prepareNodes(Self.nodesPerPut)
       let volume = volumes[Int(key.lo >> 48)]
       let page = volume.page(ofGroup: Int(key.lo & 0xFFFF_FFFF_FFFF) * SpaceFormat.groupsPerPage)
@@ -96,6 +120,7 @@ extension SpaceMap {
         throw error
       }
       done += 1
+      room -= 1
     }
   }
 
@@ -152,9 +177,8 @@ extension SpaceMap {
     for run in freed where volumes[run.address.volume].isSparse { learnBacking(run) }
     for run in freed {
       let piece = firstPiece(run.address, run.count)
-      let slot = residentSlot(piece.key, "free")
-      unholdBlocks(slot, piece.start, piece.count)
-      unsettleBacking(volumes[run.address.volume], table.infos[slot].group)
+      unhold(piece)
+      unsettleBacking(volumes[run.address.volume], piece.group)
     }
     for run in freed { queuePunch(run) }
     releases.removeFirst(count)
@@ -167,15 +191,22 @@ extension SpaceMap {
     let volume = volumes[run.address.volume]
     guard volume.punches else { return }
     let piece = firstPiece(run.address, run.count)
-    let slot = residentSlot(piece.key, "punch")
-    let end = Int(table.infos[slot].end)
+    let chunk = Int(piece.key & 0xFFFF_FFFF_FFFF)
+    let end = volume.bounds(ofChunk: chunk).end
+    let slot = table.find(piece.key)
     for unit in piece.start / unitBlocks...(piece.start + piece.count - 1) / unitBlocks {
       if volume.isSparse && volume.available <= configuration.punchSlack { return }
       let start = unit * unitBlocks
       let count = min(unitBlocks, end - start)
-      guard table.isFree(slot, start, count) else { continue }
-      if configuration.fault != .punchAfterReuse { holdFree(slot, start, count) }
-      let base = (piece.key & 0xFFFF_FFFF_FFFF) * UInt64(SpaceFormat.chunkBlocks)
+      // Of a chunk that is not in memory no more is known than that the run itself is free.
+      let isFree =
+        slot.map { table.isFree($0, start, count) }
+        ?? (piece.start <= start && start + count <= piece.start + piece.count)
+      guard isFree else { continue }
+      if configuration.fault != .punchAfterReuse {
+        holdFree(Piece(key: piece.key, start: start, count: count))
+      }
+      let base = UInt64(chunk * SpaceFormat.chunkBlocks)
       let address = BlockAddress(volume: volume.index, block: base + UInt64(start))
       Self.append(BlockRun(address, count), to: &punches, from: punchHead)
     }
@@ -203,16 +234,17 @@ extension SpaceMap {
     let run = blockRun(range)
     let volume = volumes[run.address.volume]
     let piece = firstPiece(run.address, run.count)
-    let slot = residentSlot(piece.key, "punched")
     if error == 0 && volume.isSparse {
-      for unit in piece.start / unitBlocks...(piece.start + piece.count - 1) / unitBlocks {
-        setBacked(slot, unit: unit, false)
+      if let slot = table.find(piece.key) {
+        for unit in piece.start / unitBlocks...(piece.start + piece.count - 1) / unitBlocks {
+          setBacked(slot, unit: unit, false)
+        }
       }
       volume.backing.spaceReturned()
     }
     if error == errnoNotSupported { volume.punches = false }
-    unholdBlocks(slot, piece.start, piece.count)
-    unsettleBacking(volume, table.infos[slot].group)
+    unhold(piece)
+    unsettleBacking(volume, piece.group)
   }
 
   func deviceRange(_ run: BlockRun) -> DeviceRange {

@@ -38,9 +38,10 @@ extension SpaceMap {
       for w in 0..<SpaceFormat.chunkBlocks / 64 { words[w] = from.u64(w * 8) }
       table.infos[slot].used = UInt16(countBits(stored))
     }
+    unseal(slot)
     if !volume.isSparse && !isForeign(volume.group(table.infos[slot].group)) {
       let info = table.infos[slot]
-      table.infos[slot].available = info.end - info.first - info.used
+      table.infos[slot].available = info.end - info.first - info.used - info.held
     }
     return slot
   }
@@ -61,9 +62,10 @@ extension SpaceMap {
     try check(stored, bounds)
     // What the group word says must hold for the chunk alone at least.
     let inUse = countBits(stored)
+    let sealed = sealedCount(UInt64(volume.index) << 48 | UInt64(chunk))
     let mayBeFree = volume.isSparse || isForeign(group) ? group.free : group.available
     guard inUse <= volume.capacity(ofGroup: g) - group.free,
-      bounds.end - bounds.first - inUse <= mayBeFree
+      bounds.end - bounds.first - inUse <= mayBeFree + (volume.isSparse ? 0 : sealed)
     else { throw .damaged(.none) }
     return stored
   }
@@ -94,7 +96,7 @@ extension SpaceMap {
   private func makeRoom() {
     while table.count >= configuration.chunkLimit {
       let evenBacked = table.count >= configuration.chunkLimit * 4
-      guard let slot = table.victim(evenBacked: evenBacked) else { return }
+      guard let slot = table.victim(evenBacked: evenBacked), seal(slot) else { return }
       let info = table.infos[slot]
       if info.isSparse {
         forgetBacking(volumes[info.volume], info.group, Int(info.available))

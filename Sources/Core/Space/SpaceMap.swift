@@ -21,15 +21,16 @@
 // `backingDone` or `backingFailed`; until then the same range is thrown again.
 //
 // Files: SpaceMap (figures, opening, loading), SpaceTransitions (states of blocks), SpaceAllocate
-// (choosing runs), SpaceNodes (metadata nodes), SpaceCommit (checkpoint, punch), Backing.
+// (choosing runs), SpaceNodes (metadata nodes), SpaceCommit (checkpoint, punch), SpaceSealing (released
+// blocks of chunks that have left memory), Backing.
 
 package final class SpaceMap {
   /// Limits and tunables, fixed at start.
   package struct Configuration: Sendable {
     /// The unit whose groups are handed out.
     package var unit: UInt8 = 0
-    /// Chunks in memory (3 KiB each) beyond which clean ones are dropped and a checkpoint is asked
-    /// for; chunks that can't be dropped may exceed it. At least 64.
+    /// Chunks in memory (3 KiB each) beyond which those are dropped that can be; changed ones are
+    /// stored before the commit from half of it on.
     package var chunkLimit = 4096
     /// Metadata reserve: this part (in 1/1,000) of the effective capacity ...
     package var reservePerMille = 30
@@ -39,6 +40,9 @@ package final class SpaceMap {
     /// Backed free blocks that a sparse file keeps; what is freed beyond goes back to its file
     /// system (64 MiB).
     package var punchSlack = 16_384
+    /// For measuring: runs of data are so long at most, and each comes from the group behind that
+    /// of the one before. Volumes that are block devices then look as after years of use.
+    package var scatteredRun: Int?
     package var fault: PlantedFault?
     package init() {}
   }
@@ -54,6 +58,10 @@ package final class SpaceMap {
   var table = ChunkTable()
   /// Chunks whose `isDirty` is set, each once; pages and totals likewise.
   var dirtyChunks: [Int32] = []
+  /// Of them, those that are stored before the commit; and what was dirty when that had been done the
+  /// last time, for the nodes that it took.
+  var excess = 0
+  var changedByStoring = 0
   var dirtyPages: [SpaceKey] = []
   var totalsAreDirty = false
 
@@ -74,6 +82,8 @@ package final class SpaceMap {
   var releases: [BlockRun] = []
   var durableReleases = 0
   var committedReleases = 0
+  /// Of chunks that are not in memory, their held blocks (SpaceSealing.swift).
+  var sealed: [UInt64: [UInt32]] = [:]
   var punches: [BlockRun] = []
   var punchHead = 0
   var nodes = NodeStash()
@@ -81,7 +91,6 @@ package final class SpaceMap {
   let scratch = AlignedMemory(bytes: blockSize)
 
   package init(_ configuration: Configuration = .init()) {
-    invariant(configuration.chunkLimit >= 64, "fewer than 64 chunks can't serve a commit")
     invariant(configuration.unit < 255, "unit numbers end at 254")
     self.configuration = configuration
     owner = configuration.unit + 1
@@ -180,10 +189,8 @@ package final class SpaceMap {
   /// What new homes may take now: `backedFree` less the reserve.
   package var available: Int { max(0, backedFree - metadataReserve) }
 
-  /// Memory is getting short: end the cycle soon and take a checkpoint.
-  package var wantsCheckpoint: Bool {
-    table.count > configuration.chunkLimit || releases.count + deltas.count > 1 << 16
-  }
+  /// So much waits for the next root that it should come soon.
+  package var wantsCheckpoint: Bool { releases.count + deltas.count > 1 << 16 }
 
   /// Free blocks that more backing may turn into `backedFree`; 0 when every file system is full.
   package var backable: Int {

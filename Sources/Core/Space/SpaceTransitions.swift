@@ -8,6 +8,8 @@ extension SpaceMap {
     /// Relative to the chunk.
     var start: Int
     var count: Int
+
+    var group: Int { Int(key & 0xFFFF_FFFF_FFFF) / SpaceFormat.chunksPerGroup }
   }
 
   /// The part of `address` ..< `address + count` in the first chunk that it touches.
@@ -103,7 +105,7 @@ extension SpaceMap {
     markDirty(volumes[info.volume], group: info.group)
   }
 
-  /// held → free.
+  /// held → free, in a chunk that is in memory.
   func unholdBlocks(_ slot: Int, _ start: Int, _ count: Int) {
     clear(table.held(slot), start, count, "blocks become free that were not held")
     table.infos[slot].held -= UInt16(count)
@@ -112,7 +114,7 @@ extension SpaceMap {
     addAvailable(slot, table.backedCount(slot, start, count))
   }
 
-  /// free → held, for the punch.
+  /// free → held, for the punch, in a chunk that is in memory.
   func holdFree(_ slot: Int, _ start: Int, _ count: Int) {
     invariant(table.isFree(slot, start, count), "blocks are punched that are not free")
     let words = table.held(slot)

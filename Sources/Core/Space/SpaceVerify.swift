@@ -16,6 +16,12 @@ extension SpaceMap {
       invariant(
         info.isDirty == dirtyChunks.contains(Int32(slot)), "the list of dirty chunks is wrong")
     }
+    for key in sealed.keys {
+      invariant(table.find(key) == nil, "a chunk in memory is sealed")
+      let g = (key & 0xFFFF_FFFF_FFFF) / UInt64(SpaceFormat.chunksPerGroup)
+      let group = (key >> 48) << 48 | g
+      chunks[group, default: (0, 0, 0, 0)].held += sealedCount(key)
+    }
     var queued = Array(repeating: 0, count: volumes.count)
     for run in deltas { queued[run.address.volume] += run.count }
     for volume in volumes { verifyVolume(volume, queued: queued[volume.index], chunks) }
@@ -85,12 +91,16 @@ extension SpaceMap {
 extension SpaceMap {
   /// Chunks whose bitmaps are in memory.
   package var chunksInMemory: Int { table.count }
+  /// Chunks that have left memory with held blocks.
+  package var chunksSealed: Int { sealed.count }
 
   /// About how much memory the map takes.
   package var memoryBytes: Int {
     var pages = 0
     for v in volumes { pages += v.pages.count * 8 + v.pages.count { $0 != nil } * 1100 }
-    let lists = deltas.capacity + releases.capacity + punches.capacity + nodes.pairs.capacity
+    let lists =
+      6 * sealed.capacity + deltas.capacity + releases.capacity + punches.capacity
+      + nodes.pairs.capacity
     return table.memoryBytes + pages + lists * 16 + volumes.count * 256 + blockSize
   }
 }

@@ -184,6 +184,9 @@ final class VolumeSpace {
     return next < groupCount ? next : nil
   }
 
+  /// The next run without a neighbour comes from another group.
+  func moveToNextGroup() { currentGroup = (currentGroup + 1) % groupCount }
+
   /// The group for a run of at least `target` blocks without a neighbour: the current one as long
   /// as it serves; then one that is in use already and at least half free; then the lowest that
   /// was never used; then the one with most.
