@@ -117,6 +117,38 @@ private func makeMap(
     map.verify()
   }
 
+  @Test func aSealedBitmapThatTurnsOutDamagedGivesNothingAndStopsNothing() throws {
+    var configuration = SpaceMap.Configuration()
+    configuration.chunkLimit = 8
+    let (map, store) = try makeMap([device(200 * 8192, discard: true)], configuration)
+    let places = (100..<190).map { BlockAddress(volume: 0, block: UInt64($0 * 8192 + 64)) }
+    for place in places {
+      #expect(try map.reserve(place, 40))
+      map.noteAllocated(place, 40)
+    }
+    try map.commit()
+    map.rootDurable()
+    // A group that has nothing in use has no bitmaps to read.
+    for (i, place) in places.enumerated() where i % 10 != 5 { map.noteReleased(place, 40) }
+    try map.commit()
+    // What comes into memory drives the others out.
+    for chunk in 20..<40 {
+      #expect(try map.reserve(BlockAddress(volume: 0, block: UInt64(chunk * 8192)), 1))
+    }
+    #expect(map.chunksSealed > 60)
+    for chunk in [120, 121] as [UInt64] {
+      store.corrupt(.chunk(volume: 0, chunk: chunk), [1, 2, 3])
+      #expect(try !map.reserve(BlockAddress(volume: 0, block: chunk * 8192 + 64), 40))
+    }
+    map.verify()
+    map.rootDurable()
+    while let range = map.nextPunch() { map.punchDone(range, error: 0) }
+    #expect(map.releasedPending == 0 && map.chunksSealed == 0)
+    #expect(try !map.reserve(BlockAddress(volume: 0, block: 120 * 8192 + 64), 40))
+    #expect(try map.reserve(places[0], 40))
+    map.verify()
+  }
+
   @Test func theMetadataReserveIsKeptFromDataAndGivenToNodes() throws {
     let (map, _) = try makeMap([device(64 * mebi)])
     while try map.allocateRun(near: nil, want: 64, minimum: 1) != nil {}

@@ -145,14 +145,13 @@ extension SpaceMap {
   }
 
   private func availableBlocks(_ volume: VolumeSpace, _ chunk: Int) throws(SpaceWait) -> Int {
-    if let slot = table.find(UInt64(volume.index) << 48 | UInt64(chunk)) {
-      return Int(table.infos[slot].available)
-    }
+    let key = UInt64(volume.index) << 48 | UInt64(chunk)
+    if let slot = table.find(key) { return Int(table.infos[slot].available) }
     if volume.isSparse { return 0 }
     do throws(SpaceWait) {
       let bounds = volume.bounds(ofChunk: chunk)
       let stored = try storedBitmap(volume, chunk)
-      return bounds.end - bounds.first - (stored.map(countBits) ?? 0)
+      return bounds.end - bounds.first - (stored.map(countBits) ?? 0) - sealedCount(key)
     } catch {
       guard case .damaged = error else { throw error }
       return 0

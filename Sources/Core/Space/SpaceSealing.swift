@@ -66,9 +66,25 @@ extension SpaceMap {
     sealed[key]?.reduce(0) { $0 + Self.unpack($1).count } ?? 0
   }
 
-  /// held → free, wherever the chunk is.
+  /// held → free, wherever the chunk is. In quarantine, which it may have come to when it was loaded
+  /// again, they are lost like its other free blocks.
   func unhold(_ piece: Piece) {
-    if let slot = table.find(piece.key) { return unholdBlocks(slot, piece.start, piece.count) }
+    let slot = table.find(piece.key)
+    if let slot, !table.infos[slot].isQuarantined {
+      return unholdBlocks(slot, piece.start, piece.count)
+    }
+    takeSealed(piece)
+    let volume = volumes[Int(piece.key >> 48)]
+    volume.held -= piece.count
+    releasedPending -= piece.count
+    if let slot {
+      table.infos[slot].lost += Int32(piece.count)
+    } else {
+      addAvailable(volume, piece, piece.count)
+    }
+  }
+
+  private func takeSealed(_ piece: Piece) {
     var left: [UInt32] = []
     var found = 0
     for run in sealed[piece.key] ?? [] {
@@ -85,23 +101,22 @@ extension SpaceMap {
     }
     invariant(found == piece.count, "blocks become free that were not held")
     sealed[piece.key] = left.isEmpty ? nil : left
-    moveSealed(piece, -piece.count)
   }
 
   /// free → held, for the punch of blocks that are known to be free.
   func holdFree(_ piece: Piece) {
     if let slot = table.find(piece.key) { return holdFree(slot, piece.start, piece.count) }
     sealed[piece.key, default: []].append(Self.pack(piece.start, piece.start + piece.count))
-    moveSealed(piece, piece.count)
+    let volume = volumes[Int(piece.key >> 48)]
+    volume.held += piece.count
+    releasedPending += piece.count
+    addAvailable(volume, piece, -piece.count)
   }
 
-  private func moveSealed(_ piece: Piece, _ n: Int) {
-    let volume = volumes[Int(piece.key >> 48)]
-    volume.held += n
-    releasedPending += n
-    // Of a sparse file nothing counts as backed whose chunk is not in memory.
+  /// Of a chunk that is not in memory: in a sparse file nothing of it counts as backed.
+  private func addAvailable(_ volume: VolumeSpace, _ piece: Piece, _ n: Int) {
     guard !volume.isSparse else { return }
-    volume.addAvailable(-n, group: piece.group)
-    backedFree -= n
+    volume.addAvailable(n, group: piece.group)
+    backedFree += n
   }
 }

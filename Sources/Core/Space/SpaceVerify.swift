@@ -17,7 +17,8 @@ extension SpaceMap {
         info.isDirty == dirtyChunks.contains(Int32(slot)), "the list of dirty chunks is wrong")
     }
     for key in sealed.keys {
-      invariant(table.find(key) == nil, "a chunk in memory is sealed")
+      let slot = table.find(key)
+      invariant(slot.map { table.infos[$0].isQuarantined } ?? true, "a chunk in memory is sealed")
       let g = (key & 0xFFFF_FFFF_FFFF) / UInt64(SpaceFormat.chunksPerGroup)
       let group = (key >> 48) << 48 | g
       chunks[group, default: (0, 0, 0, 0)].held += sealedCount(key)
