@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """The table and the plots of a run, from its results.
 
-    bench/report.py RESULTS.json
+    bench/report.py RESULTS.json...
 
-prints the table; writes the plots to docs/performance/*.svg and the tables between the markers of
+Of several runs, oldest first, each part is that of the last one that measured it; the page says which.
+It prints the table; writes the plots to docs/performance/*.svg and the tables between the markers of
 docs/performance.md, so that nobody copies figures by hand. gnuplot draws.
 """
 
@@ -188,11 +189,34 @@ def between(text, marker, lines):
 
 
 def machine_lines(result):
-    machine = result["machine"]
-    size = "a QUICK run: small and noisy" if result["quick"] else f"{result['rounds']} rounds"
-    return ["", f"Commit {machine['commit']}, {machine['date']}; {machine['cores']} cores of "
-            f"{machine['cpu']}, {machine['memory_gib']} GiB, kernel {machine['kernel']}; {size}, "
-            f"{result['seconds']} s in all.", ""]
+    lines = []
+    for run in result.get("runs", [result]):
+        machine = run["machine"]
+        size = "a QUICK run: small and noisy" if run["quick"] else f"{run['rounds']} rounds"
+        lines += ["", f"{run.get('parts_kept', '')}Commit {machine['commit']}, {machine['date']}; "
+                  f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, kernel "
+                  f"{machine['kernel']}; {size}, {run['seconds']} s in all."]
+    return [*lines, ""]
+
+
+def merged(runs):
+    """One result of several runs, oldest first: each part as the last that measured it has it."""
+    rows, growth, points, memory, origin = {}, {}, {}, {}, {}
+    for number, run in enumerate(runs):
+        for kind, known, new in (
+                ("row", rows, {row["name"]: row for row in run["rows"]}),
+                ("growth", growth, run["growth"]), ("point", points, run["points"])):
+            known |= new
+            origin |= {(kind, name): number for name in new}
+        memory |= run["peak_memory"]
+    for number, run in enumerate(runs):
+        kept = [f"{kind} {name}" for (kind, name), whose in origin.items() if whose == number]
+        all_rows = {f"row {name}" for name in rows}
+        if all_rows and all_rows <= set(kept):
+            kept = ["all rows", *(part for part in kept if part not in all_rows)]
+        run["parts_kept"] = ", ".join(kept) + ": " if kept else ""
+    return {**runs[-1], "rows": list(rows.values()), "growth": growth, "points": points,
+            "peak_memory": memory, "runs": [run for run in runs if run["parts_kept"]]}
 
 
 def how_lines(result):
@@ -222,7 +246,8 @@ def write(result, docs):
 
 
 def main():
-    result = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    runs = [json.loads(pathlib.Path(path).read_text()) for path in sys.argv[1:]]
+    result = runs[0] if len(runs) == 1 else merged(runs)
     print("\n".join(table(result)))
     for part in result.get("growth", {}).values():
         print("\n" + part["title"] + "\n" + "\n".join(growth_lines(part)))
@@ -230,6 +255,6 @@ def main():
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: bench/report.py RESULTS.json")
+    if len(sys.argv) < 2:
+        sys.exit("usage: bench/report.py RESULTS.json...")
     main()
