@@ -280,8 +280,9 @@ package final class NBDSession {
   /// The next control request, or nil; there is at most one under way, and `controlReplied` must
   /// follow for each (also for `close`).
   package func nextControlRequest() -> ControlRequest? {
-    defer { handshake.request = nil }
-    return handshake.request
+    guard let request = handshake.request else { return nil }
+    handshake.request = nil
+    return request
   }
 
   /// The engine's reply to the control request.

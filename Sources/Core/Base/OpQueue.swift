@@ -8,17 +8,17 @@ package enum OpOwner: UInt8, Sendable {
   case recovery
 }
 
-/// First-in first-out queue in one ring that grows when it must and then stays. Inlinable, so that
-/// front ends in other targets get it specialised.
-package struct RingQueue<Element>: ~Copyable {
+/// First-in first-out queue in one ring that grows when it must and then stays. Inlinable and
+/// public: other targets get no body of what has package access, and would call it unspecialised.
+public struct RingQueue<Element>: ~Copyable {
   @usableFromInline var storage: UnsafeMutablePointer<Element>
   @usableFromInline var capacity: Int
   @usableFromInline var head = 0
   @usableFromInline var used = 0
 
-  @inlinable package var count: Int { used }
+  @inlinable public var count: Int { used }
 
-  @inlinable package init(capacity: Int = 64) {
+  @inlinable public init(capacity: Int = 64) {
     invariant(capacity & (capacity - 1) == 0, "a ring's capacity is a power of two")
     self.capacity = capacity
     storage = .allocate(capacity: capacity)
@@ -29,15 +29,15 @@ package struct RingQueue<Element>: ~Copyable {
     storage.deallocate()
   }
 
-  @inlinable package var isEmpty: Bool { count == 0 }
+  @inlinable public var isEmpty: Bool { count == 0 }
 
-  @inlinable package mutating func push(_ element: Element) {
+  @inlinable public mutating func push(_ element: Element) {
     if count == capacity { grow() }
     (storage + ((head + count) & (capacity - 1))).initialize(to: element)
     used += 1
   }
 
-  @inlinable package mutating func pop() -> Element? {
+  @inlinable public mutating func pop() -> Element? {
     guard count > 0 else { return nil }
     let element = (storage + head).move()
     head = (head + 1) & (capacity - 1)
@@ -45,12 +45,12 @@ package struct RingQueue<Element>: ~Copyable {
     return element
   }
 
-  @inlinable package func first() -> Element? { count > 0 ? storage[head] : nil }
+  @inlinable public func first() -> Element? { count > 0 ? storage[head] : nil }
 
   /// The element `i` places behind the first.
-  @inlinable package func at(_ i: Int) -> Element { storage[(head + i) & (capacity - 1)] }
+  @inlinable public func at(_ i: Int) -> Element { storage[(head + i) & (capacity - 1)] }
 
-  @inlinable package func contains(_ predicate: (Element) -> Bool) -> Bool {
+  @inlinable public func contains(_ predicate: (Element) -> Bool) -> Bool {
     for i in 0..<count where predicate(at(i)) { return true }
     return false
   }

@@ -496,8 +496,8 @@ package final class Engine: BlockEngine {
       readAheadEnded(done.request)
     } else if done.isScrub {
       scrubReadEnded(done.request, status)
-    } else if let job = done.waitingJob {
-      jobRequestEnded(job, status)
+    } else if done.isOfJob {
+      jobRequestEnded(status)
     } else {
       completions.push(
         FinishedRequest(

@@ -283,7 +283,7 @@ extension Engine {
     }
     for record in records { frame = pool.log.append(record) }
     requests[slot].isInternal = true
-    requests[slot].waitingJob = job
+    requests[slot].isOfJob = true
     attachJob(slot, frame!)
     structuralJob = job
     job.isWaiting = true
@@ -317,7 +317,8 @@ extension Engine {
     loadEnded = true
   }
 
-  func jobRequestEnded(_ job: ControlJob, _ status: BlockStatus) {
+  func jobRequestEnded(_ status: BlockStatus) {
+    guard let job = structuralJob else { invariantBroken("a control job's request has no job") }
     job.ended = status
     job.isWaiting = false
     // It may end behind the turn's look at the jobs.
@@ -448,7 +449,7 @@ extension Engine {
           length: min(roundUp(size, to: 4096), record.size) - size, memory: nil, token: 0)
         guard let slot = requests.take(zero) else { return nil }
         requests[slot].isInternal = true
-        requests[slot].waitingJob = job
+        requests[slot].isOfJob = true
         requests[slot].resizeTo = size
         requests[slot].state = .waiting
         structuralJob = job

@@ -62,14 +62,15 @@ extension Engine {
   /// Nil when the request is within the rules.
   private func checked(_ slot: Int32, _ disk: VirtualDisk) -> BlockStatus? {
     let request = requests[slot].request
-    guard let record = disk.record else { return .invalid }
+    // By its fields: the record as a whole is large, and has references.
+    guard let size = disk.record?.size else { return .invalid }
     if isStopping, request.operation != .read { return .stopping }
     let isWrite =
       request.operation == .write || request.operation == .zero || request.operation == .trim
     if request.operation == .flush { return nil }
     let (end, overflow) = request.offset.addingReportingOverflow(request.length)
-    guard !overflow, end <= record.size else { return .invalid }
-    if isWrite, record.readOnly || record.kind == .snapshot, !requests[slot].isInternal {
+    guard !overflow, end <= size else { return .invalid }
+    if isWrite, disk.record?.readOnly == true || disk.isSnapshot, !requests[slot].isInternal {
       return .readOnly
     }
     if request.length == 0 { return .ok }

@@ -286,7 +286,7 @@ extension Engine {
     let durability = max(
       disk?.record?.durability.rawValue ?? 0, pool.configuration.durability.rawValue)
     if durability == Durability.always.rawValue
-      || requests[slot].request.flags.contains(.forceUnitAccess) || requests[slot].waitingJob != nil
+      || requests[slot].request.flags.contains(.forceUnitAccess) || requests[slot].isOfJob
     {
       frame.mustBeDurable = true
     }

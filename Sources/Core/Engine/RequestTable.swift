@@ -11,8 +11,8 @@ enum RequestState: UInt8 {
   case logged
 }
 
-/// One block request under way. Plain data in a fixed table; the engine's queues link slots by
-/// index.
+/// One block request under way. Plain data in a fixed table, without references, so that a copy
+/// counts none; the engine's queues link slots by index.
 struct RequestSlot {
   var request: BlockRequest
   var state = RequestState.free
@@ -21,8 +21,8 @@ struct RequestSlot {
   var isInternal = false
   /// An internal request's parent slot, or -1.
   var parent: Int32 = -1
-  /// The control job that an internal request belongs to.
-  var waitingJob: ControlJob?
+  /// An internal request that the structural job waits for.
+  var isOfJob = false
   /// Whether the disk counts it among its requests.
   var countsOnDisk = false
   /// A zero request that is part of a resize: the size that goes into the same frame.
