@@ -21,6 +21,8 @@ final class NBDConnection {
 
   var isReceiving = false
   var isSending = false
+  /// The end of the send under way lets go on what nothing else does.
+  var isSendAwaited = false
   var sendingBytes = 0
   /// When the receive or send under way was started (monotonic nanoseconds).
   var receivingSince: UInt64 = 0

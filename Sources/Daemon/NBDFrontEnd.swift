@@ -50,6 +50,8 @@ final class NBDFrontEnd {
 
   private var touched = RingQueue<Int>(capacity: 256)
   private var blocked = RingQueue<Name>(capacity: 64)
+  /// Connections that have more to send behind a send under way, or wait for its end.
+  private var awaitedSends = 0
   private var engineHasRoom = true
   /// Requests given to the engine so far.
   private var handedOver: UInt64 = 0
@@ -161,6 +163,10 @@ final class NBDFrontEnd {
   func sent(slot: Int, result: Int32) {
     let connection = existing(slot)
     connection.isSending = false
+    if connection.isSendAwaited {
+      connection.isSendAwaited = false
+      awaitedSends -= 1
+    }
     connection.mustSendPatiently = Int(result) < connection.sendingBytes
     if result < 0 && result != -EINTR && result != -EAGAIN { connection.isDead = true }
     connection.session.sent(max(0, Int(result)))
@@ -289,7 +295,11 @@ final class NBDFrontEnd {
   }
 
   private func send(_ slot: Int, _ connection: NBDConnection, now: UInt64) {
-    if connection.isSending { return }
+    if connection.isSending {
+      // The send under way may be one whose end nothing tells of before something else happens.
+      if connection.session.awaitsSend { awaitSend(connection) }
+      return
+    }
     let count = connection.session.fillSendVector(into: connection.vector)
     if count == 0 { return }
     connection.message.pointee.msg_iov = connection.vector.baseAddress
@@ -378,7 +388,13 @@ final class NBDFrontEnd {
   }
 
   /// Whether a send's end lets go on what nothing else does.
-  var awaitsSends: Bool { !waiting.isEmpty }
+  var awaitsSends: Bool { !waiting.isEmpty || awaitedSends > 0 }
+
+  private func awaitSend(_ connection: NBDConnection) {
+    if connection.isSendAwaited { return }
+    connection.isSendAwaited = true
+    awaitedSends += 1
+  }
 
   /// When `settle` and `resumeWaiting` want to be called although nothing happens, or `UInt64.max`.
   var wakeup: UInt64 {

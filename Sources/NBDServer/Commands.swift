@@ -162,6 +162,8 @@ extension NBDSession {
 
   /// Drops what is left of the payload of `current`, a write that failed: the reply follows it.
   private func skipPayload() -> Bool {
+    // At the server's end it may be that more of it is being received into the piece.
+    if receiveTarget == .piece { return false }
     if filling != noIndex {
       // What was not received yet of the piece is to be skipped as well.
       remaining += pieces[Int(filling)].length - UInt32(filled)

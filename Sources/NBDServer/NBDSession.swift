@@ -337,9 +337,11 @@ package final class NBDSession {
     if phase >= .draining { settleEnd() }
   }
 
-  /// Whether a send's end lets go on what nothing else does: it frees what input waits for, or the
-  /// connection ends with it.
-  package var awaitsSend: Bool { stall != .none || phase != .transmission }
+  /// Whether the end of the send under way lets go on what nothing else does: there is more to send, it
+  /// frees what input waits for, or the connection ends with it.
+  package var awaitsSend: Bool {
+    stall != .none || phase != .transmission || output.exceedsVector
+  }
 
   // MARK: End
 

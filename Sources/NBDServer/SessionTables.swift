@@ -184,6 +184,8 @@ struct OutputQueue: ~Copyable {
     var headerTail = 0
     /// Bytes of the first item that are sent already.
     var firstSent = 0
+    /// One behind the last item that is in the vector as a whole.
+    var filled = 0
   }
 
   private let items: UnsafeMutablePointer<OutputItem>
@@ -208,6 +210,8 @@ struct OutputQueue: ~Copyable {
   }
 
   @inline(__always) var isEmpty: Bool { ends.pointee.head == ends.pointee.tail }
+  /// Whether there is more than what `fill` has filled in.
+  @inline(__always) var exceedsVector: Bool { ends.pointee.filled < ends.pointee.tail }
 
   /// Appends an item; the caller writes its header of `headerBytes` at the place returned.
   @inline(__always) func append(
@@ -257,6 +261,7 @@ struct OutputQueue: ~Copyable {
   /// Fills entries of `vector` from `used` on; headers that lie side by side share one.
   func fill(_ vector: UnsafeMutableBufferPointer<iovec>, used start: Int) -> Int {
     guard let base = vector.baseAddress else { return 0 }
+    ends.pointee.filled = ends.pointee.head
     var used = start
     var skip = ends.pointee.firstSent
     var end: UnsafeMutableRawPointer?
@@ -284,6 +289,7 @@ struct OutputQueue: ~Copyable {
         end = nil
       }
       skip = 0
+      ends.pointee.filled = i + 1
     }
     return used
   }

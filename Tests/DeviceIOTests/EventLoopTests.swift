@@ -52,6 +52,19 @@ private let sizes = [1, 511, 4096, 4097, 65536, 262_144, 262_145, 1 << 20, (1 <<
     #expect(runner.memoryAtEnd == 0)
   }
 
+  @Test func `more replies than one send takes all come, though nothing else happens`() throws {
+    let runner = try LoopRunner(limits: limits())
+    let peer = try TestPeer(path: runner.socketPath).go("disk")
+    for count in [33, 64, 100, 127] {
+      let requests = (0..<count).map {
+        TestPeer.request(0, cookie: UInt64($0), offset: UInt64($0 * 4096), length: 4096)
+      }
+      try peer.send(requests.flatMap { $0 })
+      #expect(try peer.receive(count * (16 + 4096)).count == count * (16 + 4096))
+    }
+    #expect(runner.stop() == .stopped)
+  }
+
   @Test func `one connection more than the limit is closed at once, until another leaves`() throws {
     let runner = try LoopRunner(limits: limits { $0.connections = 3 })
     var peers = try (0..<3).map { _ in try TestPeer(path: runner.socketPath).go("disk") }

@@ -323,6 +323,28 @@ private typealias Command = NBD.Command
     #expect(client.harness.isClosed && client.harness.session.canBeDestroyed)
   }
 
+  @Test func `A server that stops keeps the memory that a payload is received into`() {
+    let client = patterned()
+    client.harness.disk.failures = [(offset: 0, status: .noSpace)]
+    client.harness.disk.isHeld = true
+    // The second piece's payload is on its way when the first one fails.
+    let sent = maximumPiece + 100_000
+    client.harness.send(
+      Array(
+        Message.request(
+          Command.write, offset: 0, length: UInt32(2 * maximumPiece), cookie: 70,
+          payload: [UInt8](repeating: 1, count: sent))))
+    let (session, provider) = (client.harness.session, client.harness.provider)
+    let space = session.receiveSpace()
+    #expect(space.count == 2 * maximumPiece - sent)
+    session.completed(client.harness.disk.complete(0))
+    session.finish()
+    #expect(provider.inUse >= space.count)
+    session.received(0)
+    client.harness.run()
+    #expect(client.harness.isClosed && session.canBeDestroyed && provider.inUse == 0)
+  }
+
   @Test func `What an engine that stops has refused closes the connection instead of an error`() {
     let client = patterned()
     client.harness.disk.stopping = true
