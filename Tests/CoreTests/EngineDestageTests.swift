@@ -344,4 +344,41 @@ struct EngineDestageTests {
     }
     #expect(pool.replies[1 << 40] != nil, "a cycle that somebody waits for never ends")
   }
+
+  @Test("A cycle has ended when all that it has released is free")
+  func releasedIsFree() {
+    let pool = MemoryPool(logMiB: 64, volumesMiB: [160]) { $0.cacheBytes = 16 << 20 }
+    let disk = makeDisk(pool)
+    let count: UInt64 = 12_000
+    let data = pattern(1, 1 << 16)
+    for i in 0..<count / 16 {
+      #expect(pool.io(.write, disk, i << 16, 1 << 16, data: data).status == .ok)
+    }
+    #expect(isDone(pool.control(.flush)))
+    // Runs that can't be merged, more of them than become free in one step.
+    #expect(isDone(pool.control(.holdDestage(true))))
+    for i in 0..<count / 2 { #expect(pool.io(.trim, disk, i << 13, 4096).status == .ok) }
+    let (destager, space) = (pool.engine.destager, pool.engine.pool.space)
+    let (cycles, used) = (destager.cycles, space.used)
+    pool.engine.control(.flush, token: 1 << 40)
+    pool.run { destager.cycles > cycles }
+    #expect(space.releasedPending == 0)
+    #expect(space.used < used - Int(count) / 3)
+    pool.run { pool.replies[1 << 40] != nil }
+  }
+
+  @Test("A disk that was deleted while it was open leaves memory when it is closed")
+  func deletedWhileOpen() {
+    let pool = MemoryPool()
+    let disk = makeDisk(pool)
+    #expect(pool.io(.write, disk, 0, 4096, data: pattern(1, 4096)).status == .ok)
+    #expect(isDone(pool.control(.flush)))
+    #expect(isDone(pool.control(.delete(name: "a", withSnapshots: false, force: true))))
+    #expect(isDone(pool.control(.flush)))
+    #expect(pool.engine.pool.disks.holder(of: disk) != nil)
+    #expect(isDone(pool.control(.close(disk))))
+    #expect(isDone(pool.control(.create(name: "b", size: 1 << 20))))
+    #expect(isDone(pool.control(.flush)))
+    #expect(pool.engine.pool.disks.holder(of: disk) == nil)
+  }
 }

@@ -97,4 +97,40 @@ struct EngineRefusedMetadataTests {
       #expect(isGood)
     }
   }
+
+  @Test("The place of a bad copy gets no new content while that is rewritten")
+  func healing() {
+    let pool = makePool()
+    var disk = pool.open("a")
+    // Each node's first copy is bad once; rewriting it takes a minute.
+    var failed: Set<UInt64> = []
+    pool.fault = {
+      guard $0.token >> 56 == UInt64(OpOwner.nodeLoad.rawValue) else { return 0 }
+      return failed.insert($0.token).inserted ? 5 : 0
+    }
+    var healed: [UInt64: UInt64] = [:]
+    var late = 0
+    pool.delay = { op in
+      if op.token >> 56 == UInt64(OpOwner.nodeHeal.rawValue) {
+        healed[op.offset] = pool.now + 60_000_000_000
+        return 60_000_000_000
+      }
+      if op.kind == .write, op.device == .volume(0), healed[op.offset] ?? 0 > pool.now { late += 1 }
+      return 0
+    }
+    expectContent(pool, disk, round: 0)
+    #expect(!healed.isEmpty && pool.engine.rarePaths[.healedNode] == healed.count)
+    for round: UInt64 in 1...6 {
+      write(pool, disk, round: round)
+      pool.engine.control(.flush, token: 1 << 40 + round)
+      pass(pool, seconds: 5)
+    }
+    pool.run { pool.replies[1 << 40 + 6] != nil }
+    #expect(late == 0)
+    #expect(pool.now > healed.values.max()!)
+    expectContent(pool, disk, round: 6)
+    pool.restart()
+    disk = pool.open("a")
+    expectContent(pool, disk, round: 6)
+  }
 }

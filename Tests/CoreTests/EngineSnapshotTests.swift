@@ -202,4 +202,59 @@ private let seeds: [UInt64] = {
     #expect(left.spaceUsed <= empty + 64 << 10, "seed \(seed)")
     #expect(left.spaceHeld == 0 && left.spaceFreeing == 0, "seed \(seed)")
   }
+
+  @Test("A rollback does not wait until its disk is scrubbed")
+  func rollbackWhileScrubbing() throws {
+    let pool = MemoryPool(logMiB: 64, volumesMiB: [160]) { $0.cacheBytes = 16 << 20 }
+    #expect(isDone(pool.control(.create(name: "a", size: 64 << 20))))
+    let disk = pool.open("a")
+    let data = pattern(1, 1 << 18)
+    for i: UInt64 in 0..<256 {
+      #expect(pool.io(.write, disk, i << 18, data.count, data: data).status == .ok)
+    }
+    let name = SnapshotName(disk: "a", snapshot: "s")
+    #expect(isDone(pool.control(.snapshot([name]))))
+    #expect(pool.io(.write, disk, 0, 4096, data: pattern(2, 4096)).status == .ok)
+    #expect(isDone(pool.control(.flush)))
+    // They never all end at once.
+    pool.delay = {
+      $0.token >> 56 == UInt64(OpOwner.readPart.rawValue)
+        ? (20 + $0.offset >> 18 % 8 * 3) * 1_000_000 : 0
+    }
+    pool.engine.control(.scrub, token: 1 << 40)
+    for _ in 0..<50 { pool.turn() }
+    #expect(isDone(pool.control(.rollback(name, force: true))))
+    #expect(pool.replies[1 << 40] == nil)
+    pool.run { pool.replies[1 << 40] != nil }
+    let isGood = pool.io(.read, disk, 0, 4096).data == Array(data[..<4096])
+    #expect(isGood)
+  }
+
+  @Test("A change that fails on metadata that can't be read does not keep others from being made")
+  func failedChange() throws {
+    let pool = MemoryPool(logMiB: 64, volumesMiB: [160]) { $0.cacheBytes = 16 << 20 }
+    #expect(isDone(pool.control(.create(name: "a", size: 64 << 20))))
+    let name = SnapshotName(disk: "a", snapshot: "s")
+    #expect(isDone(pool.control(.snapshot([name]))))
+    for i in 0..<300 { #expect(isDone(pool.control(.create(name: "d\(i)", size: 1 << 20)))) }
+    #expect(isDone(pool.control(.flush)))
+    var refusals = 0
+    // From one load later each time on, until it needs no more.
+    for good in 0... {
+      pool.fault = { _ in 0 }
+      pool.restart()
+      var loads = 0
+      pool.fault = {
+        guard $0.token >> 56 == UInt64(OpOwner.nodeLoad.rawValue) else { return 0 }
+        loads += 1
+        return loads > good ? 5 : 0
+      }
+      let reply = pool.control(.clone(name, name: "c\(good)", count: 100))
+      pool.fault = { _ in 0 }
+      #expect(isDone(pool.control(.create(name: "after\(good)", size: 1 << 20))))
+      guard case .failed = reply else { break }
+      refusals += 1
+    }
+    #expect(refusals > 2)
+  }
 }

@@ -280,4 +280,21 @@ private func give(_ map: SpaceMap, _ file: inout ToyFile, _ range: DeviceRange) 
     while let range = try map.nextBacking(target: 3 * 8192) { map.backingDone(range) }
     map.verify()
   }
+
+  @Test func whatIsAllocatedEndsInFrontOfAUnitThatMayBePunched() throws {
+    let (map, store) = try makeMap([device(4 * gibi, sparse: true)])
+    var file = ToyFile(blocks: 4 * gibi, budget: 4 * gibi)
+    give(map, &file, try #require(try map.nextBacking(target: .max)))
+    // Half of the first unit behind the label, and the next two.
+    let first = BlockAddress(volume: 0, block: 512)
+    #expect(try map.reserve(first + 16, 80))
+    map.noteAllocated(first + 16, 80)
+    try served(map, &file) { () throws(SpaceWait) in try map.commit() }
+    let (again, _) = try makeMap(
+      [device(4 * gibi, sparse: true)], durable: store.checkpoint())
+    again.noteReleased(first + 32, 32)
+    let expected = SpaceWait.backing(
+      device: .volume(0), offset: 512 << 12, length: 128 << 10)
+    #expect(throws: expected) { try again.commit() }
+  }
 }

@@ -427,4 +427,55 @@ private func makeMap(
     #expect(try again.reserve(run.address, run.count))
     again.verify()
   }
+
+  @Test func theBestRunOfASearchStaysWhileOtherChunksAreLoaded() throws {
+    var configuration = SpaceMap.Configuration()
+    configuration.chunkLimit = 2
+    configuration.reserveMinimum = 0
+    configuration.reservePerMille = 0
+    let (map, store) = try makeMap([device(32 * 8192)], configuration)
+    // Runs of 100 blocks in the sixth chunk, of 50 in all others.
+    for chunk in 0..<32 {
+      let free = chunk == 5 ? 100 : 50
+      for at in stride(from: chunk == 0 ? 1024 : 0, to: 8192 - 2 * free, by: 2 * free) {
+        let address = BlockAddress(volume: 0, block: UInt64(chunk * 8192 + at))
+        #expect(try map.reserve(address, free))
+        map.noteAllocated(address, free)
+      }
+    }
+    try map.commit()
+    let again = SpaceMap(configuration)
+    again.addVolume(0, device(32 * 8192))
+    let store2 = ToyStore(map: again, durable: store.checkpoint(), seed: 1, missRate: 0)
+    again.attach(store2)
+    try again.open()
+    let run = try #require(try again.allocateRun(near: nil, want: 4096, minimum: 1))
+    #expect(run.count >= 100)
+    again.returnRun(run)
+    again.verify()
+  }
+
+  @Test func aRefusedBitmapIsNotCountedAsLostBecauseAnotherIsDamaged() throws {
+    let (map, store) = try makeMap([device(256 * mebi)])
+    for chunk in [2, 3] {
+      let address = BlockAddress(volume: 0, block: UInt64(chunk * 8192))
+      #expect(try map.reserve(address, 64))
+      map.noteAllocated(address, 64)
+    }
+    try map.commit()
+    let again = SpaceMap()
+    again.addVolume(0, device(256 * mebi))
+    let store2 = ToyStore(map: again, durable: store.checkpoint(), seed: 1, missRate: 0)
+    again.attach(store2)
+    try again.open()
+    store2.corrupt(.chunk(volume: 0, chunk: 2), [1, 2, 3])
+    store2.refused = .chunk(volume: 0, chunk: 3)
+    let before = again.backedFree
+    #expect(throws: SpaceWait.self) { try again.reserve(BlockAddress(volume: 0, block: 16384), 1) }
+    #expect(again.backedFree == before)
+    store2.refused = nil
+    #expect(try !again.reserve(BlockAddress(volume: 0, block: 16384), 1))
+    #expect(try again.reserve(BlockAddress(volume: 0, block: 3 * 8192 + 64), 8000))
+    again.verify()
+  }
 }

@@ -19,8 +19,11 @@ final class ToyStore: ChunkStore {
   /// One access in so many finds its leaf absent; 0: never.
   var missRate: UInt64
   var misses = 0
-  /// Its device refuses to read.
+  /// Its device refuses to read, everything or one value.
   var isDown = false
+  var refused: SpaceKey?
+  private static let refusal = NodePointer(
+    first: BlockAddress(raw: 1), second: BlockAddress(raw: 2), birth: 0, checksum: 0, level: 0)
   var took: (BlockAddress) -> Void = { _ in }
   var released: (BlockAddress) -> Void = { _ in }
 
@@ -55,6 +58,7 @@ final class ToyStore: ChunkStore {
 
   private func touch(_ key: SpaceKey) throws(SpaceWait) {
     if isDown { throw .damaged(.none) }
+    if key == refused { throw .damaged(Self.refusal) }
     guard missRate > 0 else { return }
     if loaded.remove(leaf(key)) != nil { return }
     if random.oneIn(missRate) {
@@ -83,7 +87,7 @@ final class ToyStore: ChunkStore {
     return (keys[i], view(entries[keys[i]]!))
   }
 
-  func isRefused(_ pointer: NodePointer) -> Bool { isDown }
+  func isRefused(_ pointer: NodePointer) -> Bool { isDown || pointer == Self.refusal }
 
   func put(_ key: SpaceKey, _ value: UnsafeRawBufferPointer) throws(SpaceWait) {
     try map.prepareNodes(4)

@@ -503,7 +503,6 @@ package final class Destager {
     pool.space.rootDurable(limit: 0)
     pool.store.beginCheckpoint(pool.root.checkpoint + 1)
     relocateAll = false
-    cycles += 1
     if isForRoom {
       portion.note(
         blocks: sweep.blocksMoved - before.blocks, firstHomes: sweep.firstHomes - before.firstHomes,
@@ -517,10 +516,12 @@ package final class Destager {
     return true
   }
 
-  /// What the cycle has released becomes free.
+  /// What the cycle has released becomes free; only then has it ended for those who wait for space.
   private func freeReleased() -> Bool {
+    guard pool.healing == 0 else { return false }
     if pool.space.chunksSealed > 0 { pool.paths.hit(.sealedBitmap) }
     guard pool.space.freeReleased(limit: 4096) else { return true }
+    cycles += 1
     phase = .idle
     return false
   }

@@ -41,7 +41,8 @@ final class NodeWriter {
   /// room; their parents follow when they are done.
   func write(only tree: Tree?) {
     let room = min(Self.limit, 2 * window) - inFlight
-    guard room > 0 else { return }
+    // One that is being healed may be written again where it is.
+    guard room > 0, pool.healing == 0 else { return }
     scratch.removeAll(keepingCapacity: true)
     pool.store.writeback(into: &scratch, limit: room, only: tree)
     for node in scratch {

@@ -68,6 +68,8 @@ package final class Pool {
   package var paths = RarePathCounters()
   package var checksumErrors: UInt64 = 0
   package var ioErrors: UInt64 = 0
+  /// Bad copies of nodes that are being rewritten.
+  var healing = 0
   package var fault: PlantedFault? { configuration.fault }
 
   package init(_ configuration: PoolConfiguration) {

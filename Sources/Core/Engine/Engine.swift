@@ -166,11 +166,11 @@ package final class Engine: BlockEngine {
     case .backing:
       spaceKeeper.backingCompleted(index, error: error)
       destagerBlocked = false
-      wakeSpaceWaiters()
+      wakeSpaceWaiters(isTry: !mayCycleHelp)
     case .punch:
       spaceKeeper.punchCompleted(index, error: error)
       // What was punched can be given to those that wait for it, though no cycle may come.
-      if !spaceKeeper.isPunching { wakeSpaceWaiters() }
+      if !spaceKeeper.isPunching { wakeSpaceWaiters(isTry: !mayCycleHelp) }
     case .recovery: recovery?.completed(index, error: error)
     case .idle: break
     }
@@ -439,8 +439,13 @@ package final class Engine: BlockEngine {
     pacing.cycleEnded()
   }
 
-  /// They look for space again. `isTry`: what may have freed some has been done.
-  func wakeSpaceWaiters(isTry: Bool = true) {
+  /// Whether a cycle is under way or would come that may free space.
+  private var mayCycleHelp: Bool {
+    !destager.isWaitingForDevice && !destager.isHeld && (!destager.isIdle || destager.hasWork)
+  }
+
+  /// They look for space again. `isTry`: what may free some has been done.
+  func wakeSpaceWaiters(isTry: Bool) {
     var list = spaceWaiters
     spaceWaiters = RequestList()
     while let slot = list.removeFirst(requests) {

@@ -43,7 +43,8 @@ final class ControlJob {
 extension Engine {
   package func control(_ request: ControlRequest, token: UInt64) {
     if case .close(let handle) = request {
-      if let disk = pool.disks.resolve(handle), disk.connections > 0 { disk.connections -= 1 }
+      // Also of a disk that was deleted under it; its place is not given away before that.
+      if let disk = pool.disks.holder(of: handle), disk.connections > 0 { disk.connections -= 1 }
       return reply(token, .done)
     }
     let job = ControlJob(request, token: token)
@@ -65,8 +66,6 @@ extension Engine {
     for job in jobs where !job.isWaiting && !job.isDone {
       do throws(SpaceWait) {
         guard let answer = try run(job) else { continue }
-        if structuralJob === job { structuralJob = nil }
-        resume(job)
         end(job, answer)
         finished = true
       } catch {
@@ -84,6 +83,8 @@ extension Engine {
   }
 
   private func end(_ job: ControlJob, _ answer: ControlReply) {
+    if structuralJob === job { structuralJob = nil }
+    resume(job)
     if job.awaitsCycle { cycleAwaiters -= 1 }
     reply(job.token, answer)
     job.isDone = true
@@ -302,6 +303,8 @@ extension Engine {
     }
     job.stage = 0
     job.ended = nil
+    // Others may log before it does again: what it has looked up does not hold any more.
+    job.progress = 0
     if let disk = job.removing { disk.isBeingDeleted = false }
     resume(job)
     if structuralJob === job { structuralJob = nil }

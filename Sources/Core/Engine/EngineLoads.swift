@@ -49,12 +49,14 @@ extension Engine {
     loadEnded = true
   }
 
-  /// Rewrites the bad copy of a node from a copy of the good one (R20).
+  /// Rewrites the bad copy of a node from a copy of the good one (R20). Until that is done nothing
+  /// becomes free: the place could get new content, which a late write of the old would destroy.
   private func healNode(_ load: NodeLoad, bad: Int) {
     let address = bad == 0 ? load.pointer.first : load.pointer.second
     let memory = AlignedMemory(bytes: blockSize)
     memory.base.copyMemory(from: load.memory, byteCount: blockSize)
     let index = heals.place(memory)
+    pool.healing += 1
     pool.ops.issue(
       .write, .volume(address.volume), offset: address.byteOffset, length: UInt64(blockSize),
       memory: memory.base, owner: .nodeHeal, index: index)
@@ -63,5 +65,6 @@ extension Engine {
   func nodeHealCompleted(_ index: Int, error: Int32) {
     if error != 0 { pool.ioErrors += 1 }
     heals[index] = nil
+    pool.healing -= 1
   }
 }

@@ -366,14 +366,21 @@ extension Engine {
 
   // MARK: Block status
 
-  /// Describes the range from its start on, up to 256 runs; neighbours of one kind are joined.
+  /// Look-ups of one status request: some milliseconds.
+  private static let mostStatusSteps = 4096
+
+  /// Describes the range from its start on, up to 256 runs; neighbours of one kind are joined. Shorter
+  /// where it takes many look-ups, or metadata that has to be loaded first: an answer for a part is one,
+  /// and the client goes on from there.
   private func resolveStatus(_ slot: Int32, _ disk: VirtualDisk) {
     let request = requests[slot].request
     let items = request.memory!.assumingMemoryBound(to: ExtentStatus.self)
     var count = 0
     var block = requests[slot].firstBlock
     let end = requests[slot].endBlock
-    while block < end {
+    var steps = 0
+    while block < end, steps < Self.mostStatusSteps {
+      steps += 1
       var n: UInt64
       var isHole: Bool
       do throws(SpaceWait) {
@@ -388,7 +395,9 @@ extension Engine {
           }
         }
       } catch {
-        return park(slot, error)
+        guard count > 0 else { return park(slot, error) }
+        if case .node(let pointer) = error { startLoad(pointer) }
+        break
       }
       let from = max(block << blockShift, request.offset)
       let to = min((block + n) << blockShift, request.offset + request.length)

@@ -99,6 +99,8 @@ extension Engine {
   /// True when the disk's last read has been issued.
   private func scrubDisk(_ scrubber: Scrubber, _ disk: VirtualDisk) throws(SpaceWait) -> Bool {
     guard !disk.isDeleted, let size = disk.record?.size else { return true }
+    // Who has paused it waits for the reads under way.
+    if disk.isPaused { return false }
     let end = roundUp(size, to: 4096) >> blockShift
     while scrubber.block < end {
       switch try find(disk, scrubber.block, min(end - scrubber.block, 1 << 30)) {

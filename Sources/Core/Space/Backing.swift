@@ -168,14 +168,16 @@ extension SpaceMap {
     return nil
   }
 
-  /// Names up to `units` units from `unit` on as under way, trimmed behind the last that needs it.
+  /// Names up to `units` units from `unit` on as under way, trimmed behind the last that needs it. None
+  /// of them is being punched: it could not be told which of the two the file saw last.
   private func begin(
     _ volume: VolumeSpace, _ slot: Int, _ unit: Int, units: Int
   ) -> DeviceRange {
     var last = unit
-    for u in unit..<min(unit + units, unitsPerChunk)
-    where !table.isBacked(slot, unit: u) && table.freeInUnit(slot, u) > 0 {
-      last = u
+    for u in unit..<min(unit + units, unitsPerChunk) {
+      let isFree = table.freeInUnit(slot, u) > 0
+      if !isFree && table.hasHeld(slot, unit: u) { break }
+      if isFree && !table.isBacked(slot, unit: u) { last = u }
     }
     let start = unit * unitBlocks
     let end = min((last + 1) * unitBlocks, Int(table.infos[slot].end))

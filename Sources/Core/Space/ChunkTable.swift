@@ -272,6 +272,14 @@ extension ChunkTable {
     return n
   }
 
+  func hasHeld(_ slot: Int, unit: Int) -> Bool {
+    var found = false
+    forEachWord(unit * unitBlocks, unitBlocks) { w, mask in
+      found = found || held(slot)[w] & mask != 0
+    }
+    return found
+  }
+
   @inline(__always) func isBacked(_ slot: Int, unit: Int) -> Bool {
     backed(slot)[unit >> 6] >> UInt64(unit & 63) & 1 != 0
   }

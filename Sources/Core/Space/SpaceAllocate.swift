@@ -196,6 +196,9 @@ extension SpaceMap {
     _ volume: VolumeSpace, _ g: Int, startChunk: Int, target: Int, _ search: RunSearch
   ) throws(SpaceWait) -> (run: BlockRun?, longest: Int, isPartial: Bool) {
     var best: BlockRun?
+    // The best one's chunk stays in memory while others are loaded.
+    var bestSlot: Int?
+    defer { if let bestSlot { table.infos[bestSlot].pins -= 1 } }
     var longest = 0
     var isPartial = false
     for sweep in 0..<2 {
@@ -227,6 +230,9 @@ extension SpaceMap {
         }
         if found.count >= target && found.count > best?.count ?? 0 {
           best = run(volume, chunk, found)
+          if let bestSlot { table.infos[bestSlot].pins -= 1 }
+          table.infos[slot].pins += 1
+          bestSlot = slot
         }
       }
       if best != nil { break }

@@ -171,19 +171,22 @@ extension SpaceMap {
   /// Frees up to `limit` more of the runs whose root is durable; true when none is left.
   @discardableResult
   package func freeReleased(limit: Int) -> Bool {
-    let count = min(limit, durableReleases)
-    let freed = releases[..<count]
+    let part = freedReleases..<freedReleases + min(limit, durableReleases - freedReleases)
     // Before anything becomes free: a unit with every block in use is backed by the file system.
-    for run in freed where volumes[run.address.volume].isSparse { learnBacking(run) }
-    for run in freed {
-      let piece = firstPiece(run.address, run.count)
+    for i in part where volumes[releases[i].address.volume].isSparse { learnBacking(releases[i]) }
+    for i in part {
+      let piece = firstPiece(releases[i].address, releases[i].count)
       unhold(piece)
-      unsettleBacking(volumes[run.address.volume], piece.group)
+      unsettleBacking(volumes[releases[i].address.volume], piece.group)
     }
-    for run in freed { queuePunch(run) }
-    releases.removeFirst(count)
-    durableReleases -= count
-    return durableReleases == 0
+    for i in part { queuePunch(releases[i]) }
+    freedReleases = part.upperBound
+    guard freedReleases == durableReleases else { return false }
+    // In one go: shifted for each part, a million of them would take a thousand times as long.
+    releases.removeFirst(durableReleases)
+    durableReleases = 0
+    freedReleases = 0
+    return true
   }
 
   /// Queues the whole units that the run touches and that are free now.
@@ -202,7 +205,7 @@ extension SpaceMap {
       let isFree =
         slot.map { table.isFree($0, start, count) }
         ?? (piece.start <= start && start + count <= piece.start + piece.count)
-      guard isFree else { continue }
+      guard isFree, !isBeingBacked(volume, chunk, start) else { continue }
       if configuration.fault != .punchAfterReuse {
         holdFree(Piece(key: piece.key, start: start, count: count))
       }
@@ -210,6 +213,13 @@ extension SpaceMap {
       let address = BlockAddress(volume: volume.index, block: base + UInt64(start))
       Self.append(BlockRun(address, count), to: &punches, from: punchHead)
     }
+  }
+
+  private func isBeingBacked(_ volume: VolumeSpace, _ chunk: Int, _ start: Int) -> Bool {
+    guard let range = volume.backing.underWay else { return false }
+    let run = blockRun(range)
+    let block = UInt64(chunk * SpaceFormat.chunkBlocks + start)
+    return run.address.block <= block && block < run.address.block + UInt64(run.count)
   }
 
   /// Whether freed ranges wait to be discarded.

@@ -153,7 +153,7 @@ extension SpaceMap {
       let stored = try storedBitmap(volume, chunk)
       return bounds.end - bounds.first - (stored.map(countBits) ?? 0) - sealedCount(key)
     } catch {
-      guard case .damaged = error else { throw error }
+      guard case .damaged(let pointer) = error, !backend.isRefused(pointer) else { throw error }
       return 0
     }
   }

@@ -81,6 +81,8 @@ package final class SpaceMap {
   /// `freeReleased` works off, then those that are part of the last commit, then later ones.
   var releases: [BlockRun] = []
   var durableReleases = 0
+  /// Of the durable ones, those that are free already; they are taken out together.
+  var freedReleases = 0
   var committedReleases = 0
   /// Of chunks that are not in memory, their held blocks (SpaceSealing.swift).
   var sealed: [UInt64: [UInt32]] = [:]
