@@ -140,10 +140,10 @@ def larger_pool(directory, quick, wanted=10_000_000):
     small, petabyte, scattered = servers.Sluice, servers.SluicePetabyte, []
     if servers.OnLoops.are_possible():
         # Homes go to all groups in turn, as an old pool would have them: sparse files would have to be
-        # allocated by 32 MiB for each. Runs are a block shorter than would be enough, for volumes
-        # do not get quite the same number of them.
+        # allocated by 32 MiB for each. Runs are shorter than would be enough: some blocks go behind
+        # the home of the block in front of them.
         small, petabyte = servers.SluiceOnLoops, servers.PetabyteOnLoops
-        scattered = ["--scatter", str(max(extents // GROUPS - 1, 1))]
+        scattered = ["--scatter", str(max(extents // 2 // GROUPS, 1))]
     simple = small(directory, disks, GIB, **options)
     try:
         targets = [simple.uri(disk) for disk in range(disks)]
