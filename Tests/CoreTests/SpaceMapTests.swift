@@ -15,6 +15,18 @@ private func makeMap(
   return (map, store)
 }
 
+/// A map of what `store` has with its next root, as after a restart.
+private func reopen(
+  _ store: ToyStore, _ volume: DeviceDescription, _ configuration: SpaceMap.Configuration = .init()
+) throws -> (SpaceMap, ToyStore) {
+  let map = SpaceMap(configuration)
+  map.addVolume(0, volume)
+  let again = ToyStore(map: map, durable: store.checkpoint(), seed: 1, missRate: 0)
+  map.attach(again)
+  try map.open()
+  return (map, again)
+}
+
 @Suite struct SpaceMapTests {
   @Test func theLabelAreaIsNeverHandedOut() throws {
     let (map, _) = try makeMap([device(64 * mebi)])
@@ -409,11 +421,7 @@ private func makeMap(
     let run = try #require(try map.allocateRun(near: nil, want: 64, minimum: 64))
     map.noteAllocated(run.address, run.count)
     try map.commit()
-    let again = SpaceMap()
-    again.addVolume(0, device(256 * mebi))
-    let store2 = ToyStore(map: again, durable: store.checkpoint(), seed: 1, missRate: 0)
-    again.attach(store2)
-    try again.open()
+    let (again, store2) = try reopen(store, device(256 * mebi))
     store2.isDown = true
     #expect(try again.allocateRun(near: run.end, want: 64, minimum: 1) == nil)
     again.noteReleased(run.address, run.count)
@@ -444,11 +452,7 @@ private func makeMap(
       }
     }
     try map.commit()
-    let again = SpaceMap(configuration)
-    again.addVolume(0, device(32 * 8192))
-    let store2 = ToyStore(map: again, durable: store.checkpoint(), seed: 1, missRate: 0)
-    again.attach(store2)
-    try again.open()
+    let (again, _) = try reopen(store, device(32 * 8192), configuration)
     let run = try #require(try again.allocateRun(near: nil, want: 4096, minimum: 1))
     #expect(run.count >= 100)
     again.returnRun(run)
@@ -463,11 +467,7 @@ private func makeMap(
       map.noteAllocated(address, 64)
     }
     try map.commit()
-    let again = SpaceMap()
-    again.addVolume(0, device(256 * mebi))
-    let store2 = ToyStore(map: again, durable: store.checkpoint(), seed: 1, missRate: 0)
-    again.attach(store2)
-    try again.open()
+    let (again, store2) = try reopen(store, device(256 * mebi))
     store2.corrupt(.chunk(volume: 0, chunk: 2), [1, 2, 3])
     store2.refused = .chunk(volume: 0, chunk: 3)
     let before = again.backedFree
