@@ -9,7 +9,7 @@ package enum OpOwner: UInt8, Sendable {
 }
 
 /// First-in first-out queue in one ring that grows when it must and then stays. Inlinable and
-/// public: other targets get no body of what has package access, and would call it unspecialised.
+/// public: other targets would call the methods of a generic type with package access unspecialised.
 public struct RingQueue<Element>: ~Copyable {
   @usableFromInline var storage: UnsafeMutablePointer<Element>
   @usableFromInline var capacity: Int

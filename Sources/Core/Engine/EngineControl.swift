@@ -83,8 +83,7 @@ extension Engine {
   }
 
   private func end(_ job: ControlJob, _ answer: ControlReply) {
-    if structuralJob === job { structuralJob = nil }
-    resume(job)
+    giveUpTurn(job)
     if job.awaitsCycle { cycleAwaiters -= 1 }
     reply(job.token, answer)
     job.isDone = true
@@ -264,11 +263,7 @@ extension Engine {
       awaitCycle(job)
     }
     // Meanwhile others go on, those that delete something above all.
-    if structuralJob === job {
-      structuralJob = nil
-      job.progress = 0
-      resume(job)
-    }
+    giveUpTurn(job)
     return false
   }
 
@@ -303,13 +298,18 @@ extension Engine {
     }
     job.stage = 0
     job.ended = nil
-    // Others may log before it does again: what it has looked up does not hold any more.
-    job.progress = 0
     if let disk = job.removing { disk.isBeingDeleted = false }
-    resume(job)
-    if structuralJob === job { structuralJob = nil }
+    giveUpTurn(job)
     loadEnded = true
     return nil
+  }
+
+  /// Lets others log, if it is the job's turn: what it has looked up does not hold any more then.
+  private func giveUpTurn(_ job: ControlJob) {
+    guard structuralJob === job else { return }
+    structuralJob = nil
+    job.progress = 0
+    resume(job)
   }
 
   /// A disk that was to be rolled back takes requests again.

@@ -215,6 +215,7 @@ extension SpaceMap {
     }
   }
 
+  /// Whether the unit at `start` is within the range that is being allocated.
   private func isBeingBacked(_ volume: VolumeSpace, _ chunk: Int, _ start: Int) -> Bool {
     guard let range = volume.backing.underWay else { return false }
     let run = blockRun(range)
