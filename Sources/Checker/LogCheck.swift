@@ -144,9 +144,9 @@ final class LogCheck {
   /// begins at a segment's start. The walk goes on with that; repair writes it.
   private func rebuildEpochs(_ firsts: [FrameHeader]) {
     findings.complain(
-      "the newest epoch record of the log was lost: there are frames of epoch "
-        + "\(max(firsts.last?.epoch ?? 0, members.root.cutEpoch)), but no record of an epoch above "
-        + "\(epochs.last?.number ?? 0)")
+      "the newest epoch record of the log was lost, so recovery refuses the pool: there are frames of "
+        + "epoch \(max(firsts.last?.epoch ?? 0, members.root.cutEpoch)), but no record of an epoch above "
+        + "\(epochs.last?.number ?? 0); repair makes it anew from the frames")
     var rebuilt = epochs
     func add(_ e: Epoch) {
       guard rebuilt.count < EpochRecord.maximumEntries else { return }

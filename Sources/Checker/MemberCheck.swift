@@ -10,14 +10,21 @@ struct PoolMembers {
   var volumes: [Member]
   var volumeLabels: [DeviceLabel]
   var root: RootRecord
-  /// Volumes whose root ring lacks the newest root.
-  var volumesWithoutRoot: [Int]
+  /// Volumes whose root ring lacks a copy of the newest root.
+  var volumesWithoutRoot: [VolumeWithoutRoot]
 
   /// Whether `count` blocks from `address` are on a volume of the pool, behind its label area.
   func isHome(_ address: BlockAddress, count: UInt64) -> Bool {
     address.volume < volumes.count && address.isHome(count: count)
       && address.block + count <= volumeLabels[address.volume].sizeInBlocks
   }
+}
+
+struct VolumeWithoutRoot {
+  var index: Int
+  /// The newest checkpoint whose root is there, 0 for none; whether it is the pool's newest.
+  var newest: UInt64
+  var hasOneCopy: Bool
 }
 
 /// Reads and checks labels and roots.
@@ -135,16 +142,17 @@ struct MemberCheck {
   /// The newest valid root on any volume, and the volumes that lack it.
   private func newestRoot(
     of volumes: [Member], pool: UUIDBytes, unit: UInt64
-  ) throws(CheckFailure) -> (RootRecord, [Int]) {
+  ) throws(CheckFailure) -> (RootRecord, [VolumeWithoutRoot]) {
     guard unit < VolumeLayout.units else {
       throw CheckFailure("the log is labelled for unit \(unit), which no format has")
     }
     var newest: RootRecord?
-    var found = [UInt64](repeating: 0, count: volumes.count)
+    var found = [(checkpoint: UInt64, copies: UInt64)](repeating: (0, 0), count: volumes.count)
     for (v, volume) in volumes.enumerated() {
       for slot in 0..<VolumeLayout.rootRing {
         guard let root = root(volume, slot: slot, pool: pool, unit: unit) else { continue }
-        found[v] = max(found[v], root.checkpoint)
+        if root.checkpoint > found[v].checkpoint { found[v] = (root.checkpoint, 0) }
+        if root.checkpoint == found[v].checkpoint { found[v].copies += 1 }
         if let known = newest, known.checkpoint == root.checkpoint, known != root {
           findings.complain(
             "\(volume.name): its root of checkpoint \(root.checkpoint) differs from another "
@@ -159,7 +167,13 @@ struct MemberCheck {
     findings.counters.checkpoint = newest.checkpoint
     // A volume that was added later gets its first root from the next checkpoint.
     let known = volumes.indices.prefix(Int(newest.volumes))
-    return (newest, known.filter { found[$0] != newest.checkpoint })
+    let lacking = known.compactMap { v -> VolumeWithoutRoot? in
+      let (checkpoint, copies) = found[v]
+      let hasOne = checkpoint == newest.checkpoint
+      if hasOne, copies == VolumeLayout.rootCopies { return nil }
+      return VolumeWithoutRoot(index: v, newest: checkpoint, hasOneCopy: hasOne)
+    }
+    return (newest, lacking)
   }
 
   private func root(
@@ -183,11 +197,17 @@ struct MemberCheck {
           + "\(durableCheckpoint) as durable: newer roots were lost on every volume, and what they "
           + "held can't be read")
     }
-    for v in members.volumesWithoutRoot {
-      let name = members.volumes[v].name
-      if newest <= durableCheckpoint {
-        findings.complain("\(name): the root of checkpoint \(newest) was durable here and is lost")
-        healRoot(members, v)
+    for volume in members.volumesWithoutRoot {
+      let name = members.volumes[volume.index].name
+      if volume.hasOneCopy, newest <= durableCheckpoint {
+        findings.complain("\(name): one copy of the root of checkpoint \(newest) is lost")
+        healRoot(members, volume.index)
+      } else if newest <= durableCheckpoint || volume.newest > 0 && volume.newest + 1 < newest {
+        findings.complain(
+          "\(name): the root of checkpoint \(newest) was durable here and is lost, so recovery "
+            + "refuses the pool: is this another device, or an older state of it? Repair writes the "
+            + "root anew, but nothing else that such a device lacks")
+        healRoot(members, volume.index)
       } else {
         findings.note(
           "\(name) does not have the root of checkpoint \(newest) yet: its write was interrupted, "

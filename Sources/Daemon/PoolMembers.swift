@@ -56,7 +56,10 @@ package struct PoolMembers {
     guard blocks >= 2 else { throw PoolError("“\(file.path)” is too small to be part of a pool") }
     var reason = LabelError.notSluice
     for block in [LogLayout.label, LogLayout.labelCopy] {
-      let memory = try file.read(offset: block << blockShift, length: blockSize)
+      guard let memory = try? file.read(offset: block << blockShift, length: blockSize) else {
+        if reason == .notSluice { reason = .damaged }
+        continue
+      }
       do throws(LabelError) {
         return try DeviceLabel(decoding: memory.base, actualSizeInBlocks: blocks)
       } catch {
@@ -71,7 +74,7 @@ package struct PoolMembers {
     case .notSluice:
       "“\(path)” carries no label of Sluice; it is another device, or was overwritten"
     case .damaged:
-      "the label of “\(path)” is damaged, and its copy as well; was it overwritten?"
+      "the label of “\(path)” is damaged or can't be read, and its copy as well; was it overwritten?"
     case .newerFormat(let version):
       "“\(path)” has format version \(version), newer than this program; use a newer Sluice"
     case .truncated(let labelled, let actual):

@@ -53,7 +53,26 @@ final class LogBuilder {
   func writeEpochs() {
     counter += 1
     let record = EpochRecord(tag: label.member.low, counter: counter, epochs: epochs)
-    device.put(block: LogLayout.epochs + counter % 16) { record.encode(to: $0) }
+    for copy in 0..<LogLayout.epochCopies {
+      device.put(block: LogLayout.epochRecord(counter) + copy) { record.encode(to: $0) }
+    }
+  }
+
+  /// Damages the newest epoch record, both copies of it.
+  func loseEpochRecord() {
+    for copy in 0..<LogLayout.epochCopies {
+      device.flip((LogLayout.epochRecord(counter) + copy) * 4096 + 50)
+    }
+  }
+
+  /// The epochs of the newest record that is whole.
+  var recordedEpochs: [Epoch] {
+    (0..<LogLayout.epochRing).compactMap { i in
+      device.bytes.withUnsafeBytes {
+        EpochRecord(
+          decoding: $0.baseAddress! + Int(LogLayout.epochs + i) * blockSize, tag: label.member.low)
+      }
+    }.max { $0.counter < $1.counter }?.epochs ?? []
   }
 
   /// One block of data of a disk, for `frame`.

@@ -220,7 +220,7 @@ private func log(frames count: Int) -> LogBuilder {
   let log = log(frames: 4)
   log.begin(epoch: 2)
   for s: UInt64 in 5...7 { log.frame([Write(block: s, stamp: s)], durable: s - 1) }
-  log.device.flip((LogLayout.epochs + log.counter % 16) * 4096 + 50)
+  log.loseEpochRecord()
   var options = CheckOptions()
   options.repair = true
   for pass in [CheckOptions(), options] {
@@ -240,7 +240,7 @@ private func log(frames count: Int) -> LogBuilder {
   for s: UInt64 in 5...7 { log.frame([Write(block: s, stamp: s)], durable: s - 1) }
   log.cutHere()
   log.frame([Write(block: 8, stamp: 8)], durable: 7)
-  log.device.flip((LogLayout.epochs + log.counter % 16) * 4096 + 50)
+  log.loseEpochRecord()
   var options = CheckOptions()
   options.repair = true
   let (report, outcome) = try log.check(options)

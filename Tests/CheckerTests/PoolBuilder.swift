@@ -244,8 +244,10 @@ final class PoolBuilder {
     buildSpace()
     changeRoot(&root)
     for volume in volumes {
-      volume.put(block: VolumeLayout.root(unit: 0, checkpoint: root.checkpoint)) {
-        root.encode(to: $0)
+      for copy in 0..<VolumeLayout.rootCopies {
+        volume.put(block: VolumeLayout.root(unit: 0, checkpoint: root.checkpoint) + copy) {
+          root.encode(to: $0)
+        }
       }
     }
     log.root = root

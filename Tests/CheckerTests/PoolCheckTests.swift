@@ -94,7 +94,7 @@ func expectOne(
 @Test func aRootMissingOnOneVolumeAfterACrashIsANote() {
   let pool = PoolBuilder.sample()
   pool.build()
-  pool.volumes[1].zero(VolumeLayout.root(unit: 0, checkpoint: 1) * 4096, 4096)
+  pool.volumes[1].zero(VolumeLayout.root(unit: 0, checkpoint: 1) * 4096, 2 * 4096)
   let report = pool.check()
   #expect(report.outcome == .clean && report.notes.count == 1)
 }
@@ -103,10 +103,15 @@ func expectOne(
   let pool = PoolBuilder.sample()
   pool.build()
   pool.log.frame()
-  pool.volumes[1].flip(VolumeLayout.root(unit: 0, checkpoint: 1) * 4096 + 99)
-  expectOne(pool.check(), "was durable here and is lost")
-  #expect(pool.check(PoolBuilder.repairing).repaired.count == 1)
-  #expect(pool.check().outcome == .clean)
+  for copies: UInt64 in 1...2 {
+    for copy in 0..<copies {
+      pool.volumes[1].flip((VolumeLayout.root(unit: 0, checkpoint: 1) + copy) * 4096 + 99)
+    }
+    expectOne(
+      pool.check(), copies == 1 ? "one copy of the root" : "was durable here and is lost")
+    #expect(pool.check(PoolBuilder.repairing).repaired.count == 1)
+    #expect(pool.check().outcome == .clean)
+  }
 }
 
 @Test func aVolumeThatWasAddedAndHasNoRootYetIsANote() {
@@ -126,7 +131,9 @@ func expectOne(
   let pool = PoolBuilder.sample()
   pool.build()
   for volume in pool.volumes {
-    volume.flip(VolumeLayout.root(unit: 0, checkpoint: 1) * 4096 + 99)
+    for copy: UInt64 in 0..<2 {
+      volume.flip((VolumeLayout.root(unit: 0, checkpoint: 1) + copy) * 4096 + 99)
+    }
   }
   #expect(pool.check().failure?.contains("root") == true)
 }

@@ -14,7 +14,7 @@ private enum Ending: Equatable {
 private func replay(_ log: LogBuilder) -> Ending {
   let ops = OpQueue()
   let replay = LogReplay(
-    geometry: LogGeometry(label: log.label)!, ops: ops, root: log.root, epochs: log.epochs,
+    geometry: LogGeometry(label: log.label)!, ops: ops, root: log.root, epochs: log.recordedEpochs,
     fault: nil)
   replay.start()
   while true {
@@ -77,6 +77,28 @@ private func reopen(_ log: LogBuilder, lost: FrameSequence) {
     #expect(report.counters.lastSequence == 7)
     #expect(try contents(outcome).map(\.block).sorted() == [1, 1, 2, 3, 4, 5, 6])
     #expect(replay(log) == .upTo(7), "previous segment with a summary: \(previous)")
+  }
+}
+
+@Test func aLostEpochRecordIsRefusedUntilItIsRebuilt() throws {
+  for hasEarlier in [false, true] {
+    let log = LogBuilder()
+    if hasEarlier {
+      log.frame([.init(block: 1, stamp: 1)])
+      log.begin(epoch: 2)
+    }
+    for _ in 0..<3 {
+      let s = log.sequence
+      log.frame([.init(block: s, stamp: s)], durable: s - 1)
+    }
+    log.loseEpochRecord()
+    #expect(replay(log) == .refused)
+    #expect(try foretold(log) == .refused)
+    var options = CheckOptions()
+    options.repair = true
+    _ = try log.check(options)
+    #expect(replay(log) == .upTo(log.sequence - 1))
+    #expect(try foretold(log) == .upTo(log.sequence - 1))
   }
 }
 

@@ -1,6 +1,7 @@
-import Core
 import Glibc
 import Testing
+
+@testable import Core
 
 // Clones that have changed little: what they take, what they count, and when they get maps of their own.
 
@@ -149,6 +150,41 @@ private final class GoldenPool {
         isWritten
         ? data : 400..<500 ~= block ? [UInt8](repeating: 0, count: 4096) : pattern(1, 4096)
       #expect(golden.block(again, block) == expected, "block \(block)")
+    }
+  }
+
+  @Test("What a cycle has gathered of a clone is not lost when its delta is folded meanwhile")
+  func gatheredBeforeAFold() {
+    let golden = GoldenPool(extents: 4000, deltaNodes: 16)
+    let pool = golden.pool
+    golden.clone("c")
+    let disk = pool.open("c")
+    for i: UInt64 in 1..<1000 { golden.write(disk, 8 * i, pattern(2, 4096)) }
+    golden.flush()
+    #expect(golden.folds == 0)
+    // The first block is gathered. Some of the hole makes the delta too large; the rest, for which it is
+    // folded, is replaced before that is done, so that the cycle goes on without.
+    _ = pool.control(.holdDestage(true))
+    golden.write(disk, 0, pattern(3, 4096))
+    func trim() {
+      #expect(pool.io(.trim, disk, 2001 << 12, 3000 << 12).status == .ok)
+    }
+    trim()
+    pool.engine.control(.flush, token: 1 << 40)
+    let layer = pool.engine.pool.disks.resolve(disk)!.layer
+    pool.run { layer.fold != nil }
+    trim()
+    #expect(layer.fold != nil && golden.folds == 0)
+    pool.run { pool.replies[1 << 40] != nil }
+    #expect(golden.folds == 1)
+    for _ in 0..<2 {
+      let disk = pool.open("c")
+      let (first, hole) = (golden.block(disk, 0), golden.block(disk, 5000))
+      #expect(first == pattern(3, 4096))
+      #expect(hole.allSatisfy { $0 == 0 })
+      golden.flush()
+      #expect(pool.engine.pool.space.leaked == 0)
+      pool.restart()
     }
   }
 

@@ -64,6 +64,17 @@ final class MemoryPool {
     run { self.engine.isReady }
   }
 
+  /// As `restart`, of an engine that may refuse: why it did.
+  func reopen() -> String? {
+    engine = Self.makeEngine(layout, isSparse, configure)
+    for _ in 0..<200_000 {
+      turn()
+      if engine.isReady { return nil }
+      if let why = engine.failure { return why }
+    }
+    return "the engine did not get there"
+  }
+
   func run(until done: () -> Bool) {
     for _ in 0..<200_000 {
       turn()

@@ -137,6 +137,10 @@ private func changed(_ bytes: [UInt8], _ at: Int, _ value: some FixedWidthIntege
     ("kind 3", changed(dataHeaderBytes, 5, UInt8(3))),
     ("version 2", changed(dataHeaderBytes, 4, UInt8(2))),
     ("summary without room for its table", changed(summaryHeaderBytes, 52, UInt32(3))),
+    ("summary of nothing", changed(summaryHeaderBytes, 56, UInt32(0))),
+    ("position that overflows", changed(dataHeaderBytes, 40, UInt64.max - 4095)),
+    ("sequence that overflows", changed(dataHeaderBytes, 32, UInt64.max)),
+    ("durable sequence that overflows", changed(dataHeaderBytes, 72, UInt64.max)),
     ("summary of no blocks", changed(summaryHeaderBytes, 52, UInt32(0))),
     ("bridge longer than allowed", changed(bridgeHeaderBytes, 52, UInt32(257))),
     (

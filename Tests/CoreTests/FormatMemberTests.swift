@@ -227,6 +227,13 @@ private func changed(_ bytes: [UInt8], _ at: Int, _ value: some FixedWidthIntege
   #expect(decodeRoot(changed(rootBytes, 8, UInt32(2))) == nil)
 }
 
+@Test func aRootOfImpossibleNumbersIsRefused() {
+  for field in [40, 48, 56, 64, 88] {
+    #expect(decodeRoot(changed(rootBytes, field, UInt64.max - 4095)) == nil, "field \(field)")
+  }
+  #expect(decodeRoot(changed(rootBytes, 56, UInt64(0x1_2345_6001))) == nil)
+}
+
 @Test func anEpochRecordThatMakesNoSenseIsRefused() {
   #expect(decodeEpochs(epochBytes, tag: 1) == nil)
   let cases: [(String, [UInt8])] = [
@@ -236,6 +243,10 @@ private func changed(_ bytes: [UInt8], _ at: Int, _ value: some FixedWidthIntege
     ("equal epochs", changed(epochBytes, 72, UInt64(3))),
     ("a sequence that goes back", changed(epochBytes, 80, UInt64(499))),
     ("a position that goes back", changed(epochBytes, 88, UInt64(0x10_0000))),
+    ("a counter that overflows", changed(epochBytes, 24, UInt64.max)),
+    ("an epoch that overflows", changed(epochBytes, 72, UInt64.max)),
+    ("a sequence that overflows", changed(epochBytes, 80, UInt64.max)),
+    ("a position that overflows", changed(epochBytes, 88, UInt64.max)),
   ]
   for (what, bytes) in cases { #expect(decodeEpochs(bytes) == nil, "\(what)") }
 }

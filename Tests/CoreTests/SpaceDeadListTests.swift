@@ -51,7 +51,7 @@ extension ToySpace {
   }
 
   fileprivate func entries(_ list: DeadList, bornAfter instant: Instant = 0) -> [DeadEntry] {
-    var cursor = list.entries(bornAfter: instant)
+    var cursor = list.entries(from: TreeKey(hi: instant, lo: .max))
     var all: [DeadEntry] = []
     while let entry = run({ () throws(SpaceWait) in try cursor.next() }) { all.append(entry) }
     return all
@@ -292,7 +292,7 @@ private func plantedList(_ count: Int, seed: UInt64, cacheBytes: Int = 1 << 20)
         do throws(SpaceWait) {
           switch kind {
           case 0:
-            var cursor = list.entries(bornAfter: birth)
+            var cursor = list.entries(from: TreeKey(hi: birth, lo: .max))
             for _ in 0..<20 { _ = try cursor.next() }
           case 1: try list.append(blocks: address, count: 3, birth: birth)
           case 2: _ = try list.moveSome(into: target, limit: 10, abandonDamaged: abandon)

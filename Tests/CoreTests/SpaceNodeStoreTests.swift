@@ -33,6 +33,25 @@ import Testing
     #expect(throws: Never.self) { try again.lookup(.least) }
   }
 
+  @Test func aNodeWhoseOnlyGoodCopyWasRefusedIsReadAgain() {
+    let (space, tree) = plantedTree(30)
+    let root = tree.root
+    space.device[root.second]![4000] ^= 1
+    space.restart()
+    guard case .started(let load) = space.store.beginLoad(root) else {
+      Issue.record("the load did not start")
+      return
+    }
+    #expect(space.store.finishLoad(load, copy: 0, error: 5) == .tryOther)
+    space.device[root.second]!.withUnsafeBytes {
+      load.memory.copyMemory(from: $0.baseAddress!, byteCount: blockSize)
+    }
+    let outcome = space.store.finishLoad(load, copy: 1, error: 0, firstRefused: true)
+    #expect(outcome == .damaged && space.store.wasRefused(root))
+    space.store.forgetRefusals()
+    #expect(space.loadOrDamage(root) == .ready)
+  }
+
   @Test func aSecondLoadOfTheSameNodeDoesNotStart() {
     let (space, tree) = plantedTree(30)
     space.restart()

@@ -4,6 +4,9 @@
 package let blockSize = 4096
 /// log2 of `blockSize`.
 package let blockShift: UInt64 = 12
+/// Sequences, log positions, checkpoints and instants are below this: none is ever reached, and what
+/// is read from a device and is not below is not valid. So sums of such numbers can't overflow.
+package let counterLimit: UInt64 = 1 << 62
 /// The unit of addressing that disks offer to guests, in bytes.
 package let sectorSize = 512
 /// The largest piece in which a front end hands data to the engine, in bytes.

@@ -142,7 +142,8 @@ package final class Destager {
     }
     do throws(SpaceWait) {
       for _ in 0..<16 {
-        let takesLong = phase == .sweep || phase == .freeing
+        let takesLong =
+          phase == .structural || phase == .sweep || phase == .deleted || phase == .freeing
         if try !advance() { return (nil, false) }
         if takesLong { break }
       }

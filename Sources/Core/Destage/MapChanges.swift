@@ -34,6 +34,7 @@ extension Pool {
     _ layer: Layer, _ block: BlockIndex, _ address: BlockAddress,
     _ checksums: borrowing InlineArray<128, UInt32>, count: Int
   ) throws(SpaceWait) {
+    invariant(layer.fold == nil, "a delta is changed while it is folded")
     beginChange(layer)
     let birth = fault == .birthOffByOne ? nextInstant + 1 : nextInstant
     var hidden: UInt64 = 0

@@ -89,6 +89,8 @@ final class Reaper {
         return true
       }
     }
+    // Who walks its map, as a scrub does, must not go on: what that names becomes free.
+    if let disk = pool.disks.find(object), !disk.isDeleted { disk.close() }
     let job = Job(object, record, child: child)
     if let child { try openMerge(job, child) } else { openPrune(job) }
     self.job = job

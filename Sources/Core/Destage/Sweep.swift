@@ -164,6 +164,9 @@ final class Sweep {
         continue
       }
       if pool.wantsFold(layer) {
+        // What was gathered comes into the delta before the fold goes through that: behind it, it would
+        // be lost with the delta.
+        if layer.fold == nil, !batch.items.isEmpty { return readBatch() }
         maps.add(layer)
         try pool.foldSome(layer)
         return .goesOn
@@ -381,6 +384,7 @@ final class Sweep {
     if first.isNew {
       try pool.assign(layer, first.key.block, first.target, checksums, count: count)
     } else {
+      invariant(layer.fold == nil, "a delta is changed while it is folded")
       try checksums.span.withUnsafeBufferPointer { (all) throws(SpaceWait) in
         try (layer.map!.delta ?? layer.map!.full).updateChecksums(
           first.key.block, UnsafeBufferPointer(rebasing: all[..<count]))

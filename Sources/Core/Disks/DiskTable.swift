@@ -20,6 +20,11 @@ package final class DiskTable {
   package var placeCount: Int { places.count }
   package func at(place: Int) -> VirtualDisk? { places[place] }
 
+  /// Those of a disk's snapshots that are in memory.
+  func snapshots(of disk: ObjectID) -> [VirtualDisk] {
+    places.compactMap { $0 }.filter { $0.isSnapshot && $0.record?.parent == disk }
+  }
+
   package func find(_ object: ObjectID) -> VirtualDisk? { byObject[object] }
 
   /// The disk of a handle, if the handle is still valid.

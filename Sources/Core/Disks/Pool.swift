@@ -247,11 +247,12 @@ package final class Pool {
     layer.loggedBlocks == 0 && index.next(from: layer.firstKey)?.key.slot != layer.slot
   }
 
-  /// Forgets a disk that is idle: not connected, nothing logged, no request, no mark that the trees
-  /// do not have. At the end of a cycle, when its map is written.
+  /// Forgets a disk that is idle: not connected, nothing logged, no request, nobody at work on it, no
+  /// mark that the trees do not have. At the end of a cycle, when its map is written.
   package func unloadIfIdle(_ disk: VirtualDisk) {
     let layer = disk.layer
-    guard disk.connections == 0, disk.requests == 0, layer.state != .frozen, isDrained(layer),
+    guard disk.connections == 0, disk.requests == 0, !disk.isScrubbed, !disk.isPaused,
+      !disk.isBeingDeleted || disk.isDeleted, layer.state != .frozen, isDrained(layer),
       layer.base.map({ $0.state == .final }) ?? true,
       !(layer.branch.map { catalog.isPending($0.sequence) } ?? false)
     else { return }

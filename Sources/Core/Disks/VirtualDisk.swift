@@ -13,10 +13,12 @@ package final class VirtualDisk {
   package var record: ObjectRecord?
   package var name = ""
   package var connections = 0
+  /// The scrub is at it, which keeps it in memory.
+  var isScrubbed = false
   package var isDeleted = false
   /// Its removal is logged but does not count yet.
   package var isBeingDeleted = false
-  /// New requests wait: it is being rolled back, and no request may see both states.
+  /// New requests wait: it is being rolled back or cut short, and no request may see both states.
   package var isPaused = false
 
   /// Requests under way, which keep the disk in memory.
@@ -39,6 +41,12 @@ package final class VirtualDisk {
   }
 
   deinit { figures?.deallocate() }
+
+  /// It is deleted: clients' handles work no more.
+  func close() {
+    isDeleted = true
+    handleGeneration &+= 1
+  }
 
   package var isSnapshot: Bool { record?.kind == .snapshot }
   package var handle: DiskHandle { DiskHandle(place: place, generation: handleGeneration) }

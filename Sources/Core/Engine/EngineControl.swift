@@ -19,6 +19,9 @@ final class ControlJob {
   var nextKey: TreeKey?
   var listed: Set<ObjectID> = []
   var snapshotInfos: [SnapshotInfo] = []
+  /// How many blocks only the snapshot that is listed next refers to, as far as its child's dead list has
+  /// been counted, and where to go on in that.
+  var exclusive: (blocks: UInt64, next: TreeKey)?
   // clone
   var progress = 0
   // rollback
@@ -188,7 +191,7 @@ extension Engine {
   private func list(_ job: ControlJob, _ cursor: UInt64?, _ limit: Int) throws -> ControlReply {
     let limit = max(1, min(limit, 4096))
     if job.stage == 0 {
-      guard try takeTargets(job, cursor, limit) else { return .disks([], next: nil) }
+      try takeTargets(job, cursor, limit)
       job.stage = 1
     }
     // Clones of one snapshot mostly come in a row.
@@ -205,15 +208,16 @@ extension Engine {
     return .disks(job.infos, next: keepTargets(job, cursor))
   }
 
-  /// Names that a page of a listing is made from, the next one last. False when the cursor is not
-  /// known any more.
-  func takeTargets(_ job: ControlJob, _ cursor: UInt64?, _ limit: Int) throws(SpaceWait) -> Bool {
+  /// Names that a page of a listing is made from, the next one last.
+  func takeTargets(_ job: ControlJob, _ cursor: UInt64?, _ limit: Int) throws {
     if let cursor {
-      guard let at = listCursors.firstIndex(where: { $0.id == cursor }) else { return false }
+      guard let at = listCursors.firstIndex(where: { $0.id == cursor }) else {
+        throw ControlError.ioError("too many listings were begun behind this one; ask again")
+      }
       job.nextKey = listCursors[at].key
       job.listed = listCursors[at].listed
       job.targets = listCursors[at].targets
-      if !job.targets.isEmpty { return true }
+      if !job.targets.isEmpty { return }
     } else {
       job.targets = pool.catalog.overlayTargets()
       job.listed = Set(job.targets.map(\.object))
@@ -223,7 +227,6 @@ extension Engine {
     job.targets += page.targets.filter { !job.listed.contains($0.object) }
     job.nextKey = page.next
     job.targets.reverse()
-    return true
   }
 
   /// Keeps what is left of a listing under a new cursor, in the place of the old one; nil when it is
@@ -291,6 +294,7 @@ extension Engine {
   /// job is tried again in the next epoch.
   func outcome(_ job: ControlJob) -> ControlReply? {
     if job.ended == .ok { return .done }
+    job.removing?.isBeingDeleted = false
     if job.ended == .noSpace { return .failed(.noSpace) }
     job.tries += 1
     if job.tries >= 100 {
@@ -298,7 +302,6 @@ extension Engine {
     }
     job.stage = 0
     job.ended = nil
-    if let disk = job.removing { disk.isBeingDeleted = false }
     giveUpTurn(job)
     loadEnded = true
     return nil
@@ -312,7 +315,16 @@ extension Engine {
     resume(job)
   }
 
-  /// A disk that was to be rolled back takes requests again.
+  /// Requests that are under way end first, and new ones wait, until the job gives up its turn: none
+  /// may see the disk both before and after it. False while there are any.
+  func pause(_ disk: VirtualDisk, _ job: ControlJob) -> Bool {
+    structuralJob = job
+    disk.isPaused = true
+    job.paused = disk
+    return disk.requests == 0
+  }
+
+  /// The disk takes requests again.
   private func resume(_ job: ControlJob) {
     guard let disk = job.paused else { return }
     job.paused = nil
@@ -384,6 +396,7 @@ extension Engine {
     if snapshots > 0 {
       guard withSnapshots else { throw ControlError.hasSnapshots(name, count: Int(snapshots)) }
       try refuseHeld(target.object, name)
+      if !force { try refuseSnapshotsInUse(target.object, name) }
     }
     // Nothing of the disk is logged behind its removal.
     job.removing = pool.disk(target.object)
@@ -400,6 +413,14 @@ extension Engine {
   func refuseInUse(_ object: ObjectID, _ name: String, force: Bool) throws(ControlError) {
     let connections = pool.disks.find(object)?.connections ?? 0
     if connections > 0, !force { throw .inUse(name, connections: connections) }
+  }
+
+  private func refuseSnapshotsInUse(_ object: ObjectID, _ name: String) throws(ControlError) {
+    for snapshot in pool.disks.snapshots(of: object) where snapshot.connections > 0 {
+      throw .inUse(
+        SnapshotName(disk: name, snapshot: NameRules.printable(snapshot.record!.name)).description,
+        connections: snapshot.connections)
+    }
   }
 
   private func rename(_ job: ControlJob, _ name: String, _ new: String) throws -> ControlReply? {
@@ -444,8 +465,10 @@ extension Engine {
     if size < record.size {
       if !shrink { throw ControlError.wouldShrink(name) }
       try refuseInUse(target.object, name, force: force)
+      let disk = pool.disk(target.object)
+      // What came to the log behind the new size would be there when the disk grows again.
+      guard pause(disk, job) else { return nil }
       if job.stage == 0, size % 4096 != 0 {
-        let disk = pool.disk(target.object)
         try pool.load(disk)
         let zero = BlockRequest(
           operation: .zero, disk: disk.handle, offset: size,
@@ -455,7 +478,6 @@ extension Engine {
         requests[slot].isOfJob = true
         requests[slot].resizeTo = size
         requests[slot].state = .waiting
-        structuralJob = job
         job.isWaiting = true
         job.stage = 2
         begin(slot)
@@ -476,10 +498,15 @@ extension Engine {
       job.stage = 1
       destager.isHeld = false
     }
-    let isDone =
-      pool.root.cutSequence >= job.goal && pool.catalog.deletedObjects == 0
-      && pool.space.releasedPending == 0 && !spaceKeeper.isPunching && destager.isIdle
-    return isDone ? .done : nil
+    if job.stage == 1 {
+      guard pool.root.cutSequence >= job.goal, pool.catalog.deletedObjects == 0 else { return nil }
+      // What was released until now becomes free at the end of a cycle. What comes in the meantime is
+      // not waited for: there may be no end of it.
+      let hasMore = !destager.isIdle || pool.space.releasedPending > 0
+      job.goal = destager.cycles + (hasMore ? 1 : 0)
+      job.stage = 2
+    }
+    return destager.cycles >= job.goal && !spaceKeeper.isPunching ? .done : nil
   }
 
   private func addVolume(

@@ -5,6 +5,9 @@
 struct NodeLoadState {
   var load: NodeLoad
   var copy: Int
+  var firstRefused = false
+  /// The root when the load began.
+  let checkpoint: UInt64
 }
 
 extension Engine {
@@ -12,7 +15,8 @@ extension Engine {
   func startLoad(_ pointer: NodePointer) {
     switch pool.store.beginLoad(pointer) {
     case .started(let load):
-      issueNodeRead(nodeLoads.place(NodeLoadState(load: load, copy: 0)))
+      let state = NodeLoadState(load: load, copy: 0, checkpoint: pool.root.checkpoint)
+      issueNodeRead(nodeLoads.place(state))
     case .present, .damaged: loadEnded = true
     case .noMemory: awaitMemory()
     case .alreadyLoading: break
@@ -34,14 +38,17 @@ extension Engine {
   func nodeLoadEnded(_ index: Int, error: Int32) {
     guard let state = nodeLoads[index] else { return }
     if error != 0 { pool.ioErrors += 1 }
-    switch pool.store.finishLoad(state.load, copy: state.copy, error: error) {
+    switch pool.store.finishLoad(
+      state.load, copy: state.copy, error: error, firstRefused: state.firstRefused)
+    {
     case .tryOther:
       nodeLoads[index]!.copy = 1
+      nodeLoads[index]!.firstRefused = error != 0
       return issueNodeRead(index)
     case .readyHeal(let bad):
       pool.paths.hit(.healedNode)
       pool.checksumErrors += 1
-      healNode(state.load, bad: bad)
+      healNode(state, bad: bad)
     case .ready: break
     case .damaged: pool.checksumErrors += 1
     }
@@ -50,9 +57,14 @@ extension Engine {
   }
 
   /// Rewrites the bad copy of a node from a copy of the good one (R20). Until that is done nothing
-  /// becomes free: the place could get new content, which a late write of the old would destroy.
-  private func healNode(_ load: NodeLoad, bad: Int) {
+  /// becomes free: the place could get new content, which a late write of the old would destroy. If
+  /// there was a new root while the node was read, it may have got that already.
+  private func healNode(_ state: NodeLoadState, bad: Int) {
+    let load = state.load
     let address = bad == 0 ? load.pointer.first : load.pointer.second
+    guard state.checkpoint == pool.root.checkpoint,
+      address.volume < pool.configuration.volumes.count
+    else { return }
     let memory = AlignedMemory(bytes: blockSize)
     memory.base.copyMemory(from: load.memory, byteCount: blockSize)
     let index = heals.place(memory)

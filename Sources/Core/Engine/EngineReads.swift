@@ -15,7 +15,9 @@ extension Engine {
   func begin(_ slot: Int32) {
     let request = requests[slot].request
     guard let disk = pool.disks.resolve(request.disk) else { return refuse(slot) }
-    if disk.isPaused, !requests[slot].countsOnDisk { return parked.append(slot, &requests) }
+    if disk.isPaused, !requests[slot].countsOnDisk, !requests[slot].isOfJob {
+      return parked.append(slot, &requests)
+    }
     if !requests[slot].countsOnDisk {
       requests[slot].countsOnDisk = true
       disk.requests += 1

@@ -85,9 +85,9 @@ extension Engine {
     switch record {
     case .remove(let object, let kind, _, let snapshots, _, _):
       let disk = pool.disk(object)
-      close(disk)
+      disk.close()
       if kind == .disk {
-        if snapshots > 0 { closeSnapshots(of: object) }
+        if snapshots > 0 { pool.disks.snapshots(of: object).forEach { $0.close() } }
         pool.dropLogged(disk.layer)
         disk.layer.state = .abandoned
       }
@@ -120,20 +120,6 @@ extension Engine {
     case .rollback(let object, let snapshot, _, let size, _):
       rollBack(pool.disk(object), to: snapshot, size: size, sequence)
     default: break
-    }
-  }
-
-  /// Clients' handles of the disk work no more.
-  private func close(_ disk: VirtualDisk) {
-    disk.isDeleted = true
-    disk.handleGeneration &+= 1
-  }
-
-  private func closeSnapshots(of object: ObjectID) {
-    for place in 0..<pool.disks.placeCount {
-      if let disk = pool.disks.at(place: place), disk.isSnapshot, disk.record?.parent == object {
-        close(disk)
-      }
     }
   }
 

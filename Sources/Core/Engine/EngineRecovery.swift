@@ -22,7 +22,10 @@ final class Recovery {
   let roots: AlignedMemory
   let epochBlocks: AlignedMemory
   let rootMemory = AlignedMemory(bytes: Int(VolumeLayout.rootCopies) * blockSize)
-  var newestRoots: [RootRecord?] = []
+  /// Of each volume, its newest root's checkpoint, 0 for none; and whether both copies are there.
+  var newestRoots: [(checkpoint: UInt64, isWhole: Bool)] = []
+  /// Pairs of ring blocks of which one could not be read.
+  private var halved: Set<Int> = []
   var replay: LogReplay?
   var startedAt: UInt64 = 0
   /// The log holds large writes.
@@ -49,10 +52,55 @@ final class Recovery {
       return
     }
     outstanding -= 1
-    if error != 0 {
-      self.error = error
-      failedDevice = index
+    guard error != 0 else { return }
+    if stage == .reading { return readSingly(index, error) }
+    self.error = error
+    failedDevice = index
+  }
+
+  /// Reads a device's ring; what each of its records says, a neighbour says as well, so one block that
+  /// can't be read must not take the others with it.
+  func readRing(_ device: Int) {
+    let ring = ring(of: device)
+    outstanding += 1
+    pool.ops.issue(
+      .read, DeviceIndex(UInt16(device)), offset: ring.first << blockShift,
+      length: ring.count << blockShift, memory: ring.memory, owner: .recovery, index: device)
+  }
+
+  /// A ring could not be read at once, or a block of it (`index`: block + 1 << 16 | device) not at all:
+  /// it counts as empty, if the other of its pair can be read.
+  private func readSingly(_ index: Int, _ error: Int32) {
+    let device = index & 0xFFFF
+    let ring = ring(of: device)
+    if index == device {
+      for i in 0..<ring.count {
+        outstanding += 1
+        pool.ops.issue(
+          .read, DeviceIndex(UInt16(device)), offset: (ring.first + i) << blockShift,
+          length: UInt64(blockSize), memory: ring.memory + Int(i) * blockSize, owner: .recovery,
+          index: Int(i + 1) << 16 | device)
+      }
+      return
     }
+    let block = index >> 16 - 1
+    (ring.memory + block * blockSize)
+      .initializeMemory(as: UInt8.self, repeating: 0, count: blockSize)
+    if !halved.insert((block / 2) << 16 | device).inserted {
+      self.error = error
+      failedDevice = device
+    }
+  }
+
+  private func ring(
+    of device: Int
+  ) -> (first: UInt64, count: UInt64, memory: UnsafeMutableRawPointer) {
+    if device == 0 { return (LogLayout.epochs, LogLayout.epochRing, epochBlocks.base) }
+    let count = VolumeLayout.rootRing
+    return (
+      VolumeLayout.roots + pool.configuration.unit * count, count,
+      roots.base + (device - 1) * Int(count) * blockSize
+    )
   }
 
   /// Root ring entry `i` of volume `v`.
@@ -130,20 +178,7 @@ extension Engine {
 
   private func readRoots(_ recovery: Recovery) {
     recovery.stage = .reading
-    let length = VolumeLayout.rootRing << blockShift
-    for v in 0..<pool.configuration.volumes.count {
-      let offset =
-        (VolumeLayout.roots + pool.configuration.unit * VolumeLayout.rootRing) << blockShift
-      recovery.outstanding += 1
-      pool.ops.issue(
-        .read, .volume(v), offset: offset, length: length,
-        memory: recovery.roots.base + v * Int(length), owner: .recovery, index: v + 1)
-    }
-    recovery.outstanding += 1
-    pool.ops.issue(
-      .read, .log, offset: LogLayout.epochs << blockShift,
-      length: LogLayout.epochRing << blockShift, memory: recovery.epochBlocks.base,
-      owner: .recovery, index: 0)
+    for device in 0...pool.configuration.volumes.count { recovery.readRing(device) }
   }
 
   /// The newest root of any volume: all that it points to was durable before its first copy was
@@ -171,7 +206,7 @@ extension Engine {
         }
         if root.checkpoint == own?.checkpoint { copies += 1 }
       }
-      recovery.newestRoots.append(copies == VolumeLayout.rootCopies ? own : nil)
+      recovery.newestRoots.append((own?.checkpoint ?? 0, copies == VolumeLayout.rootCopies))
       if let own, own.checkpoint > newest?.checkpoint ?? 0 { newest = own }
     }
     if pool.fault == .olderRootAccepted { newest = older ?? newest }
@@ -237,6 +272,13 @@ extension Engine {
       )
       return false
     }
+    if let volume = staleVolume(recovery, durable: replay.highestCheckpoint) {
+      fail(
+        "volume \(volume) does not have checkpoint \(pool.root.checkpoint), the newest of the pool, "
+          + "although it was durable there: it was swapped or rolled back; bring back the right one. If "
+          + "it is the right one, `sluice check --repair` writes the checkpoint's root to it anew")
+      return false
+    }
     pool.log.adopt(
       sequence: replay.lastSequence, position: replay.lastPosition, chain: replay.lastChain,
       epoch: replay.lastEpoch, tailSegment: pool.log.geometry.segment(of: pool.root.nextPosition))
@@ -248,6 +290,17 @@ extension Engine {
     recovery.tail = replay.tail.reversed()
     recovery.stage = .rewritingTail
     return true
+  }
+
+  /// A volume that lacks the newest root other than by a crash while that was written: frames name it
+  /// durable, or the one before it is missing as well. What such a volume holds is of another time.
+  private func staleVolume(_ recovery: Recovery, durable: UInt64) -> Int? {
+    guard pool.fault != .olderRootAccepted else { return nil }
+    let newest = pool.root.checkpoint
+    return (0..<Int(pool.root.volumes)).first {
+      let own = recovery.newestRoots[$0].checkpoint
+      return own < newest && (durable >= newest || own > 0 && own + 1 < newest)
+    }
   }
 
   /// Writes the frames once more that nothing calls durable, as they are, before an epoch begins
@@ -298,8 +351,9 @@ extension Engine {
       pool.root.encode(to: recovery.rootMemory.base + copy * blockSize)
     }
     let block = VolumeLayout.root(unit: pool.root.unit, checkpoint: pool.root.checkpoint)
-    for v in 0..<pool.configuration.volumes.count
-    where recovery.newestRoots[v]?.checkpoint != pool.root.checkpoint {
+    for v in 0..<pool.configuration.volumes.count {
+      let own = recovery.newestRoots[v]
+      if own.checkpoint == pool.root.checkpoint, own.isWhole { continue }
       pool.paths.hit(.rootCompleted)
       recovery.outstanding += 1
       pool.ops.issue(

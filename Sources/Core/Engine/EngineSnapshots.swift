@@ -63,11 +63,11 @@ extension Engine {
         object: ObjectID(0), disk: target.object, group: ObjectID(0), time: wallClock,
         size: record.size, name: segment)
       table += mark.encodedSize
+      guard table <= Self.largestGroup else {
+        throw ControlError.badName(
+          "\(names.count) disks do not fit one snapshot; name fewer in one call")
+      }
       records.append(mark)
-    }
-    guard table <= Self.largestGroup else {
-      throw ControlError.badName(
-        "\(names.count) disks do not fit one snapshot; name fewer in one call")
     }
     guard !records.isEmpty, pool.log.hasRoom(table: table, payload: 0) else {
       return records.isEmpty ? .done : nil
@@ -146,12 +146,7 @@ extension Engine {
     let found = try find(name)
     try refuseInUse(found.disk, name.disk, force: force)
     guard try hasRoomForCopies(job) else { return nil }
-    // No request may see both states: those under way end first, and new ones wait.
-    structuralJob = job
-    let disk = pool.disk(found.disk)
-    disk.isPaused = true
-    job.paused = disk
-    guard disk.requests == 0 else { return nil }
+    guard pause(pool.disk(found.disk), job) else { return nil }
     return log(
       job,
       [
@@ -184,7 +179,12 @@ extension Engine {
       first: ObjectID(0), count: count ?? 1, snapshot: found.id, parent: place.parent,
       time: wallClock, mode: 0o644, size: found.record.size, firstNumber: count == nil ? 0 : 1,
       name: path[path.count - 1])
+    let pause = job.progress + Self.namesAtATime
     while place.missing <= 1, job.progress < batch.count {
+      if job.progress == pause {
+        loadEnded = true
+        return nil
+      }
       if try pool.catalog.lookup(batch.name(job.progress), in: place.parent) != nil {
         throw ControlError.alreadyExists("\(new)-\(job.progress + 1)")
       }
@@ -196,6 +196,9 @@ extension Engine {
     records.append(.clone(batch))
     return log(job, records)
   }
+
+  /// Names of a batch of clones that are looked up before requests have their turn.
+  private static let namesAtATime = 512
 
   // MARK: Lists
 
@@ -212,34 +215,39 @@ extension Engine {
 
   func listSnapshots(
     _ job: ControlJob, _ disk: String?, _ cursor: UInt64?, _ limit: Int
-  ) throws -> ControlReply {
+  ) throws -> ControlReply? {
     if job.stage == 0 {
       if let disk, cursor == nil {
         job.targets = try snapshots(of: try find(disk).0.object).reversed()
       } else {
-        guard try takeTargets(job, cursor, max(1, min(limit, 4096))) else {
-          return .snapshots([], next: nil)
-        }
+        try takeTargets(job, cursor, max(1, min(limit, 4096)))
       }
       job.stage = 1
     }
     let limit = max(1, min(limit, 4096))
     while let target = job.targets.last, job.snapshotInfos.count < limit {
       if target.kind == .snapshot, let record = try pool.catalog.record(of: target.object) {
-        job.snapshotInfos.append(try info(target.object, record))
+        guard let exclusive = try exclusive(target.object, job) else {
+          loadEnded = true
+          return nil
+        }
+        job.snapshotInfos.append(try info(target.object, record, exclusive: exclusive))
+        job.exclusive = nil
       }
       job.targets.removeLast()
     }
     return .snapshots(job.snapshotInfos, next: keepTargets(job, cursor))
   }
 
-  private func info(_ object: ObjectID, _ record: ObjectRecord) throws(SpaceWait) -> SnapshotInfo {
+  private func info(
+    _ object: ObjectID, _ record: ObjectRecord, exclusive: UInt64
+  ) throws(SpaceWait) -> SnapshotInfo {
     let disk = try pool.catalog.record(of: record.parent)
     return SnapshotInfo(
       disk: try disk.map { d throws(SpaceWait) in try pool.catalog.path(of: d) } ?? "?",
       name: NameRules.printable(record.name), id: object, created: record.created,
       size: record.size, used: try used(object, record) << blockShift,
-      exclusive: try exclusive(object) << blockShift, clones: Int(record.dependents),
+      exclusive: exclusive << blockShift, clones: Int(record.dependents),
       group: record.group, isHeld: record.isHeld)
   }
 
@@ -248,10 +256,10 @@ extension Engine {
     var layer = pool.disks.find(object)?.layer
     var logged: UInt64 = 0
     while let l = layer {
+      if l.map == nil { try pool.load(l) }
       logged += UInt64(l.loggedBlocks)
       if l.map != nil { return l.usedBlocks + logged }
-      try pool.load(l)
-      if l.base != nil { layer = l.base }
+      layer = l.base
     }
     if record.inheritsMap, record.map.isNone {
       let parent = record.parentSnapshot
@@ -264,7 +272,10 @@ extension Engine {
   }
 
   /// Blocks that deleting the snapshot would free: what only it refers to, as of the last checkpoint.
-  private func exclusive(_ snapshot: ObjectID) throws(SpaceWait) -> UInt64 {
+  /// Nil if it is not counted yet; `job.exclusive` keeps how far that has come.
+  private func exclusive(
+    _ snapshot: ObjectID, _ job: ControlJob
+  ) throws(SpaceWait) -> UInt64? {
     guard let record = try pool.catalog.treeRecord(of: snapshot), record.instant > 0 else {
       return 0
     }
@@ -290,11 +301,16 @@ extension Engine {
       ?? DeadList(
         tree: Tree(store: pool.store, kind: .deadList, owner: child, root: below.deadList),
         counts: below.dead)
-    var entries = list.entries(bornAfter: record.branchInstant)
-    var sum: UInt64 = 0
-    while let entry = try entries.next() {
-      if case .blocks(_, let count, _) = entry { sum += UInt64(count) }
+    var (blocks, next) = job.exclusive ?? (0, TreeKey(hi: record.branchInstant, lo: .max))
+    defer { job.exclusive = (blocks, next) }
+    var entries = list.entries(from: next)
+    for _ in 0..<Self.entriesAtATime {
+      guard let entry = try entries.next() else { return blocks }
+      if case .blocks(_, let count, _) = entry { blocks += UInt64(count) }
+      next = entries.position
     }
-    return sum
+    return nil
   }
+  /// Entries of dead lists that are counted before requests have their turn.
+  private static let entriesAtATime = 4096
 }

@@ -21,6 +21,12 @@ final class Scrubber {
 
   func buffer(_ i: Int) -> UnsafeMutableRawPointer { memory.base + i * maximumPiece }
 
+  /// Where damage was found, as a sentence; only so many are kept.
+  func note(_ damage: String) {
+    report.damagedBlocks += 1
+    if report.damage.count < 100 { report.damage.append(damage) }
+  }
+
   /// A piece was read (or not).
   func ended(_ request: BlockRequest, _ status: BlockStatus, buffer: Int) {
     outstanding -= 1
@@ -28,12 +34,9 @@ final class Scrubber {
     let blocks = request.length >> blockShift
     report.blocksVerified += blocks
     guard status == .ioError else { return }
-    report.damagedBlocks += 1
-    if report.damage.count < 100 {
-      report.damage.append(
-        "disk “\(disk?.name ?? "?")” has an unreadable block within \(blocks) blocks at offset "
-          + "\(request.offset)")
-    }
+    note(
+      "disk “\(disk?.name ?? "?")” has an unreadable block within \(blocks) blocks at offset "
+        + "\(request.offset)")
   }
 }
 
@@ -45,7 +48,13 @@ extension Engine {
     }
     job.stage = 1
     guard let scrubber else { return nil }
-    if scrubber.report.running, try !stepScrub(scrubber) { return nil }
+    do throws(SpaceWait) {
+      if scrubber.report.running, try !stepScrub(scrubber) { return nil }
+    } catch {
+      // The catalog is damaged: what is behind that can't be found.
+      if case .damaged = error { scrubber.report.running = false }
+      throw error
+    }
     return .scrub(scrubber.report)
   }
 
@@ -53,10 +62,10 @@ extension Engine {
   private func stepScrub(_ scrubber: Scrubber) throws(SpaceWait) -> Bool {
     while true {
       if let disk = scrubber.disk {
-        guard try scrubDisk(scrubber, disk) else { return false }
-        guard scrubber.outstanding == 0 else { return false }
-        disk.connections -= 1
+        guard try scrubDisk(scrubber, disk), scrubber.outstanding == 0 else { return false }
+        disk.isScrubbed = false
         scrubber.disk = nil
+        if destager.isIdle { pool.unloadIfIdle(disk) }
       }
       if let target = scrubber.logged.last {
         if try pool.catalog.treeRecord(of: target.object) == nil,
@@ -81,23 +90,40 @@ extension Engine {
     _ scrubber: Scrubber, _ object: ObjectID, _ record: ObjectRecord
   ) throws(SpaceWait) {
     guard record.kind != .directory, record.links > 0 || record.isHidden,
-      !record.inheritsMap || pool.disks.find(object) != nil
+      !record.inheritsMap || record.hasDelta || pool.disks.find(object) != nil
     else { return }
+    // As it is now; a hidden snapshot is only as the trees have it.
+    let live = try pool.catalog.record(of: object) ?? record
+    let name = try pool.catalog.path(of: live)
     let disk = pool.disk(object)
-    if disk.record == nil {
-      // As it is now; a hidden snapshot is only as the trees have it.
-      let live = try pool.catalog.record(of: object) ?? record
-      disk.name = try pool.catalog.path(of: live)
-      disk.record = live
+    if disk.record == nil { (disk.name, disk.record) = (name, live) }
+    do throws(SpaceWait) {
+      try pool.load(disk.layer)
+    } catch {
+      guard case .damaged = error else { throw error }
+      return scrubber.note("disk “\(name)” can't be read: its metadata is damaged")
     }
-    try pool.load(disk.layer)
-    disk.connections += 1
+    disk.isScrubbed = true
     scrubber.disk = disk
     scrubber.block = 0
   }
 
-  /// True when the disk's last read has been issued.
+  /// True when the disk's last read has been issued. A disk whose map is damaged is not read any
+  /// further than that.
   private func scrubDisk(_ scrubber: Scrubber, _ disk: VirtualDisk) throws(SpaceWait) -> Bool {
+    do throws(SpaceWait) {
+      return try readOn(scrubber, disk)
+    } catch {
+      guard case .damaged = error else { throw error }
+      scrubber.note(
+        "disk “\(disk.name)” can't be read from offset \(scrubber.block << blockShift) on: its "
+          + "metadata is damaged")
+      scrubber.block = BlockIndex.limit
+      return true
+    }
+  }
+
+  private func readOn(_ scrubber: Scrubber, _ disk: VirtualDisk) throws(SpaceWait) -> Bool {
     guard !disk.isDeleted, let size = disk.record?.size else { return true }
     // Who has paused it waits for the reads under way.
     if disk.isPaused { return false }
@@ -122,29 +148,30 @@ extension Engine {
           }
         }
       }
-      guard let buffer = scrubber.freeBuffers.popLast() else { return false }
       let length = min(UInt64(maximumPiece) >> blockShift, end - scrubber.block)
-      issueScrubRead(scrubber, disk, blocks: length, buffer: buffer)
+      guard issueScrubRead(scrubber, disk, blocks: length) else { return false }
       scrubber.block += length
     }
     return true
   }
 
+  /// False when there is no buffer or no slot for the request now.
   private func issueScrubRead(
-    _ scrubber: Scrubber, _ disk: VirtualDisk, blocks: UInt64, buffer: Int
-  ) {
+    _ scrubber: Scrubber, _ disk: VirtualDisk, blocks: UInt64
+  ) -> Bool {
+    guard let buffer = scrubber.freeBuffers.last else { return false }
     let read = BlockRequest(
       operation: .read, disk: disk.handle, offset: scrubber.block << blockShift,
       length: blocks << blockShift, memory: scrubber.buffer(buffer), token: UInt64(buffer))
-    guard let slot = requests.take(read) else {
-      return scrubber.freeBuffers.append(buffer)
-    }
+    guard let slot = requests.take(read) else { return false }
+    scrubber.freeBuffers.removeLast()
     scrubber.outstanding += 1
     requests[slot].isInternal = true
     requests[slot].isScrub = true
     requests[slot].countsOnDisk = true
     disk.requests += 1
     resolveRead(slot, disk)
+    return true
   }
 
   func scrubReadEnded(_ request: BlockRequest, _ status: BlockStatus) {

@@ -83,11 +83,14 @@ package struct EpochRecord: Equatable, Sendable {
     guard (1...Self.maximumEntries).contains(count) else { return nil }
     tag = expected
     counter = p.u64(24)
+    guard counter < counterLimit else { return nil }
     epochs = []
     for i in 0..<count {
       let q = p + 40 + i * 32
       let e = Epoch(
         number: q.u64(0), firstSequence: q.u64(8), position: q.u64(16), chain: q.u32(24))
+      guard e.number < counterLimit, e.firstSequence < counterLimit, e.position < counterLimit
+      else { return nil }
       if let last = epochs.last {
         guard e.number > last.number, e.firstSequence >= last.firstSequence,
           e.position > last.position

@@ -98,7 +98,7 @@ package struct FrameHeader: Equatable, Sendable {
   }
 
   /// Nil when there is no valid header of the log with this tag. Lengths are checked to be
-  /// consistent with each other and to fit `maximumBlocks`.
+  /// consistent with each other and to fit `maximumBlocks`, counters to be below `counterLimit`.
   package init?(decoding p: UnsafeRawPointer, tag expected: UInt64, maximumBlocks: UInt64) {
     guard p.u32(0) == Self.magic, p.u8(4) == Self.version, let kind = FrameKind(rawValue: p.u8(5)),
       p.u64(16) == expected,
@@ -121,9 +121,10 @@ package struct FrameHeader: Equatable, Sendable {
     checkpoint = p.u64(80)
     wallClock = p.u64(88)
     instant = p.u64(96)
-    guard blocks > 0, UInt64(blocks) <= maximumBlocks, position % UInt64(blockSize) == 0 else {
-      return nil
-    }
+    guard blocks > 0, UInt64(blocks) <= maximumBlocks, position % UInt64(blockSize) == 0,
+      position < counterLimit, sequence < counterLimit, durableSequence < counterLimit,
+      epoch < counterLimit
+    else { return nil }
     if kind == .data, flags & Self.bridge == 0 {
       guard tableLength <= blocks << 12,
         UInt64(Self.frontBlocks(tableLength: Int(tableLength))) + UInt64(payloadBlocks)
@@ -131,7 +132,9 @@ package struct FrameHeader: Equatable, Sendable {
       else { return nil }
     }
     if kind == .summary {
-      guard UInt64(tableLength) <= UInt64(blocks - 1) << blockShift else { return nil }
+      guard tableLength > 0, UInt64(tableLength) <= UInt64(blocks - 1) << blockShift else {
+        return nil
+      }
     }
   }
 }

@@ -117,6 +117,9 @@ package struct RootRecord: Equatable, Sendable {
     written = p.u64(232)
     deletedObjects = p.u64(240)
     heldBlocks = p.u64(248)
-    guard checkpoint > 0, volumes > 0 else { return nil }
+    let counters = [checkpoint, cutSequence, nextPosition, cutEpoch, nextInstant]
+    guard checkpoint > 0, volumes > 0, nextPosition % UInt64(blockSize) == 0,
+      counters.allSatisfy({ $0 < counterLimit })
+    else { return nil }
   }
 }

@@ -17,6 +17,10 @@
 //     payload block with a wrong checksum, sequence <= W     counts; reading the block is an error
 //     payload block with a wrong checksum, sequence > W      torn: the tail
 //
+// All of this goes by the record of epochs. Where the newest frames are of an epoch that it does not
+// have, or the root's cut is in none of its, the newest record was lost, and the log is refused:
+// replay would take what was acknowledged since for void.
+//
 // To know W behind a bad frame, the 32 MiB behind it are looked through, in its segment and the two
 // that follow: more than can be in flight, or unsynced but for a flush that takes very long. What
 // is further away is known from the first and the last block of every segment.
@@ -66,6 +70,11 @@ package final class LogReplay {
   private var expected: FrameSequence
   private var chain: UInt32
   private var epochIndex: Int
+  /// The newest epoch that the root or a frame at the begin or end of a segment belongs to.
+  private var newestEpoch: UInt64
+  /// Whether the record has what the walk begins with: the epoch of the root's cut, or one that
+  /// begins behind it.
+  private let cutIsRecorded: Bool
 
   package private(set) var watermark: FrameSequence = 0
   /// Highest checkpoint that a valid frame calls durable (R19).
@@ -101,6 +110,11 @@ package final class LogReplay {
   private var readsLeft = 0
   private var nextRead = 0
   private var lookahead: AlignedMemory?
+  /// Blocks that could not be read, and one that could.
+  private var refused: [Read] = []
+  private var readable: UInt64?
+  /// While refused blocks are read once more: where `readable` is read with them.
+  private var probe: AlignedMemory?
 
   /// Takes the records of one frame in order; false when the table is not well-formed.
   package var apply:
@@ -118,6 +132,9 @@ package final class LogReplay {
     expected = root.cutSequence + 1
     chain = root.cutChain
     epochIndex = epochs.lastIndex { $0.firstSequence < root.cutSequence + 1 } ?? -1
+    newestEpoch = root.cutEpoch
+    cutIsRecorded =
+      epochIndex >= 0 || (epochs.first?.firstSequence ?? 1) == root.cutSequence + 1
     lastSequence = root.cutSequence
     lastPosition = root.nextPosition
     lastChain = root.cutChain
@@ -132,7 +149,6 @@ package final class LogReplay {
   /// Begins with the last block of every segment, where summaries end, and the first, where frames
   /// begin: whatever a valid header there names durable must have been found (R19).
   package func start() {
-    guard !epochs.isEmpty else { return }
     let memory = AlignedMemory(bytes: 2 * Int(geometry.segments) * blockSize)
     lookahead = memory
     var list: [Read] = []
@@ -164,9 +180,11 @@ package final class LogReplay {
     nextRead += 1
   }
 
-  /// A read ended. What can't be read after three attempts counts as damaged: zeros.
+  /// A read ended. It is tried three times.
   package func readCompleted(_ i: Int, error: Int32) {
-    if error != 0 {
+    if error == 0 {
+      readable = reads[i].offset
+    } else {
       reads[i].attempts += 1
       if reads[i].attempts < 3 {
         let read = reads[i]
@@ -182,10 +200,7 @@ package final class LogReplay {
 
   /// A block that can't be read must not take its neighbours with it.
   private func giveUp(_ read: Read) {
-    if read.length == blockSize {
-      read.memory.initializeMemory(as: UInt8.self, repeating: 0, count: read.length)
-      return
-    }
+    if read.length == blockSize { return refused.append(read) }
     for at in stride(from: 0, to: read.length, by: blockSize) {
       reads.append(
         Read(offset: read.offset + UInt64(at), length: blockSize, memory: read.memory + at))
@@ -193,11 +208,38 @@ package final class LogReplay {
     }
   }
 
+  /// Reads what was refused once more, and beside it what was read before: if that is refused as well, it
+  /// is the device that does not read now, and frames that were acknowledged would be taken for a torn tail. Else what
+  /// is still refused counts as damaged: zeros.
+  private func lookAgain() -> Outcome? {
+    if let probe {
+      self.probe = nil
+      guard !refused.contains(where: { $0.memory == probe.base }) else { return Self.unreadable }
+      for read in refused {
+        read.memory.initializeMemory(as: UInt8.self, repeating: 0, count: read.length)
+      }
+      refused = []
+      return nil
+    }
+    guard let readable else { return Self.unreadable }
+    let probe = AlignedMemory(bytes: blockSize)
+    self.probe = probe
+    let again = [(readable, probe.base)] + refused.map { ($0.offset, $0.memory) }
+    refused = []
+    issue(again.map { Read(offset: $0, length: blockSize, memory: $1) })
+    return .working
+  }
+
+  private static let unreadable = Outcome.failed(
+    "the log can't be read, so it can't be told what was acknowledged; check the device and start again"
+  )
+
   // MARK: The walk
 
   /// Goes on as far as what has been read allows.
   package func step() -> Outcome {
     guard readsLeft == 0 else { return .working }
+    if !refused.isEmpty || probe != nil, let outcome = lookAgain() { return outcome }
     if let memory = lookahead {
       takeSummaries(memory)
       lookahead = nil
@@ -227,8 +269,10 @@ package final class LogReplay {
       guard
         let header = FrameHeader(
           decoding: memory.base + 2 * Int(i) * blockSize, tag: geometry.tag,
-          maximumBlocks: geometry.segmentBlocks),
-        header.kind == .summary, header.sequence >= expected,
+          maximumBlocks: geometry.segmentBlocks), header.kind == .summary
+      else { continue }
+      newestEpoch = max(newestEpoch, header.epoch)
+      guard header.sequence >= expected,
         header.position + UInt64(header.blocks) << blockShift
           == geometry.start(ofSegment: segment + 1),
         epochs.contains(where: { $0.number == header.epoch })
@@ -239,11 +283,17 @@ package final class LogReplay {
   }
 
   private func note(_ header: FrameHeader) {
+    newestEpoch = max(newestEpoch, header.epoch)
     watermark = max(watermark, header.durableSequence)
     highestCheckpoint = max(highestCheckpoint, header.checkpoint)
   }
 
   private func walk() throws(Need) {
+    guard cutIsRecorded, newestEpoch <= epochs.last?.number ?? 0 else {
+      throw .failed(
+        "the newest epoch record of the log was lost, so it can't be told which frames count; run "
+          + "`sluice check --repair`, which makes it anew from the frames")
+    }
     while true {
       if jumpToNextEpoch() { continue }
       guard epochIndex >= 0 else { break }
@@ -313,7 +363,7 @@ package final class LogReplay {
       guard at + SummaryEntry.size <= length else { break }
       let entry = SummaryEntry(decoding: table.base + at)
       let end = at + SummaryEntry.size + Int(entry.tableLength)
-      guard end <= length else { break }
+      guard end <= length, entry.position < counterLimit else { break }
       if entry.sequence >= expected, entry.sequence <= last {
         guard entry.sequence == next else { break }
         found.append(

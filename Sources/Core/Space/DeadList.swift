@@ -285,27 +285,31 @@ package final class DeadList {
 
   // MARK: Visiting
 
-  /// Goes through the entries born after `instant`, in the order of births and then of addresses.
-  package func entries(bornAfter instant: Instant = 0) -> DeadListCursor {
-    DeadListCursor(tree: tree, bornAfter: instant)
+  /// Goes through the entries from `key` on, in the order of births (`hi`) and then of addresses.
+  package func entries(from key: TreeKey = .least) -> DeadListCursor {
+    DeadListCursor(tree: tree, from: key)
   }
 }
 
 /// Walks a dead list forwards; changes of the list between two calls are allowed.
 package struct DeadListCursor {
   private let tree: Tree
-  private var cursor: TreeCursor?
+  private var cursor: TreeCursor
+  /// Where the next entry is looked for.
+  package private(set) var position: TreeKey
 
-  init(tree: Tree, bornAfter instant: Instant) {
+  init(tree: Tree, from key: TreeKey) {
     self.tree = tree
-    cursor = instant < .max ? tree.cursor(from: TreeKey(hi: instant + 1)) : nil
+    cursor = tree.cursor(from: key)
+    position = key
   }
 
   /// The next entry, nil at the end. Throws like any walk, and `.damaged` for an entry that makes
   /// no sense; after a throw it can be called again.
   package mutating func next() throws(SpaceWait) -> DeadEntry? {
-    guard let item = try cursor?.next() else { return nil }
+    guard let item = try cursor.next() else { return nil }
     guard let entry = DeadEntry(item) else { throw .damaged(tree.root) }
+    position = item.key.successor
     return entry
   }
 }

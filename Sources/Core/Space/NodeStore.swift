@@ -223,7 +223,10 @@ package final class NodeStore {
   }
 
   /// Copy 0 (the first) or 1 has been read into the load's memory, or failed with `error`.
-  package func finishLoad(_ load: NodeLoad, copy: Int, error: Int32) -> LoadOutcome {
+  /// `firstRefused`: reading the first copy has failed; only what was read and is wrong is lost.
+  package func finishLoad(
+    _ load: NodeLoad, copy: Int, error: Int32, firstRefused: Bool = false
+  ) -> LoadOutcome {
     if error == 0, NodeFormat.fault(in: load.memory, of: load.pointer) == nil {
       cache.markValid(load.slot)
       if !refused.isEmpty { refused.removeAll { $0.pointer == load.pointer } }
@@ -233,7 +236,7 @@ package final class NodeStore {
     cache.remove(load.slot)
     if damaged.count == damagedLimit { damaged.removeFirst() }
     damaged.append(load.pointer)
-    if error != 0 { noteRefusal(load.pointer) }
+    if error != 0 || firstRefused { noteRefusal(load.pointer) }
     return .damaged
   }
 
