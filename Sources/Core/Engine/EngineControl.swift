@@ -24,7 +24,7 @@ final class ControlJob {
   var exclusive: (blocks: UInt64, next: TreeKey)?
   // clone
   var progress = 0
-  // rollback
+  // rollback, shrinking
   var paused: VirtualDisk?
   /// Whether it waits for destaging, and how far that must get: a frame, or a number of cycles.
   var awaitsCycle = false
