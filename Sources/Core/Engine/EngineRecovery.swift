@@ -83,7 +83,7 @@ final class Recovery {
       }
       return
     }
-    let block = index >> 16 - 1
+    let block = (index >> 16) - 1
     (ring.memory + block * blockSize)
       .initializeMemory(as: UInt8.self, repeating: 0, count: blockSize)
     if !halved.insert((block / 2) << 16 | device).inserted {
